@@ -1,0 +1,1 @@
+"""What is learnt by executing: is it right, how fast, the report."""

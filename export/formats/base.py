@@ -1,0 +1,101 @@
+"""What a format is: how a program becomes a file of it, and how such a file is read back without being run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from handheld.errors import HandheldError
+from handheld.export.recipe import Recipe
+from handheld.models.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    from handheld.export.program import Program
+
+
+class UnsupportedOperator(HandheldError):
+    """An operator of the model that a format does not have. `operators` are ATen names, `where` the model's own lines."""
+
+    def __init__(self, format_title: str, operators: Sequence[str], where: Sequence[str] = ()) -> None:
+        self.operators = tuple(operators)
+        places = "".join(f"\n    {line}" for line in where)
+        super().__init__(f"{format_title} has no operator for {', '.join(operators)}.{places}")
+
+
+class Options(BaseModel):
+    """What a caller may ask of a conversion beside the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS17"
+
+
+class Signature(BaseModel):
+    """A model's inputs and outputs, in order. `casts` names those whose dtype the file changes, and to what.
+
+    `session.run` takes and gives the dtypes of `inputs` and `outputs`; the casts are made inside.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    casts: dict[str, DType] = {}
+
+
+class Inspection(BaseModel):
+    """What a converted file says of itself, read without running it.
+
+    `operators` counts the operators of the whole file, those inside delegates included where they can be read.
+    `delegates` counts delegated partitions by backend; `outside_delegate` counts operators that stay outside them (empty
+    when the format has no delegates). `weights` is bytes of constants by dtype. `fingerprint` is a SHA-256 over
+    operators, attributes, types and constants with names and vendor bookkeeping left out: equal between two exports
+    of the same thing. Where it cannot be had, it is None and `fingerprint_note` says why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: dict[str, int]
+    delegates: dict[str, int] = {}
+    outside_delegate: dict[str, int] = {}
+    weights: dict[str, int] = {}
+    fingerprint: str | None = None
+    fingerprint_note: str = ""
+
+
+class Format(ABC):
+    """One converted form. Everything but `convert` and `inspect` can be read without importing a converter."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    suffix: ClassVar[str]
+    extra: ClassVar[str]
+    """The extra of handheld that installs what `convert` needs."""
+    distributions: ClassVar[tuple[str, ...]]
+    """The PyPI distributions whose versions decide what `convert` writes."""
+    default_recipe: ClassVar[str]
+    recipes: ClassVar[Mapping[str, str]]
+    """Recipe name -> how this format makes it."""
+    unavailable: ClassVar[Mapping[str, str]] = {}
+    """Recipe name -> why this format has no good form of it."""
+    blocked_imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that the converter would import and does not need: kept out of its process, for start-up time."""
+    memory_factor: ClassVar[float]
+    """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes`: an estimate."""
+    memory_base_bytes: ClassVar[int]
+
+    @abstractmethod
+    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
+        """Write `program` to `destination` (a path that ends in `suffix`) and give the signature that the file has.
+
+        Input and output names in the file are the program's. Raises `UnsupportedOperator` for an operator that the
+        format does not have.
+        """
+
+    @abstractmethod
+    def inspect(self, path: Path) -> Inspection:
+        """Read the file without running it. Raises `HandheldError` if it is not a whole file of this format."""

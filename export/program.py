@@ -1,0 +1,72 @@
+"""The hub: one exported program with flat, named inputs and outputs, from which every converter starts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from handheld.models.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+META = "handheld.json"
+"""The extra file inside a saved program that holds the signature."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An `ExportedProgram` whose graph takes tensors by position, named as `inputs`, and returns a tuple, as `outputs`."""
+
+    exported: "ExportedProgram"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def module(self) -> "GraphModule":
+        """A fresh unlifted module: ATen operators, parameters as attributes. Callable with tensors, gives a tuple."""
+        # Guards would only repeat the shape checks that Session.run makes, as a node that converters do not know.
+        module: Any = self.exported.module(check_guards=False)
+        return module  # type: ignore[no-any-return]
+
+    def example(self) -> "tuple[torch.Tensor, ...]":
+        """Zero tensors of the inputs' shapes and dtypes, for converters that want to see some."""
+        import torch
+
+        return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.inputs)
+
+    def retraced(self, module: "torch.nn.Module") -> "Program":
+        """The program of `module`, a changed form of this one's: same inputs, same outputs."""
+        import torch
+
+        return Program(torch.export.export(module, self.example()), self.inputs, self.outputs)
+
+    def run(self, inputs: "Sequence[torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+        """What the program computes, in eager PyTorch."""
+        import torch
+
+        with torch.no_grad():
+            return tuple(self.module()(*inputs))
+
+    def save(self, path: Path) -> None:
+        """Write to a `.pt2`."""
+        import torch
+
+        signature = {"inputs": [asdict(s) for s in self.inputs], "outputs": [asdict(s) for s in self.outputs]}
+        torch.export.save(self.exported, path, extra_files={META: json.dumps(signature)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Program":
+        """Read what `save` wrote. Only for our own files: a `.pt2` may run code when it is loaded."""
+        import torch
+
+        extra = {META: ""}
+        exported = torch.export.load(path, extra_files=extra)
+        signature = json.loads(extra[META])
+        inputs, outputs = (
+            tuple(TensorSpec(**(spec | {"shape": tuple(spec["shape"])})) for spec in signature[side])
+            for side in ("inputs", "outputs")
+        )
+        return cls(exported, inputs, outputs)

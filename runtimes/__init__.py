@@ -1,0 +1,1 @@
+"""What executes an artifact, and where: runtimes, the job contract, targets."""
