@@ -19,7 +19,7 @@ META = "handheld.json"
 
 @dataclass(frozen=True)
 class Program:
-    """An `ExportedProgram` whose graph takes tensors by position, named as `inputs`, and returns a tuple, as `outputs`."""
+    """An `ExportedProgram` that takes tensors by position, named as `inputs`, and returns a tuple, as `outputs`."""
 
     exported: "ExportedProgram"
     inputs: tuple[TensorSpec, ...]

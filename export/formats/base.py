@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from handheld.export.program import Program
 
 
-class UnsupportedOperator(HandheldError):
-    """An operator of the model that a format does not have. `operators` are ATen names, `where` the model's own lines."""
+class UnsupportedOperatorError(HandheldError):
+    """An operator of the model that a format does not have: ATen names in `operators`, the model's lines in `where`."""
 
     def __init__(self, format_title: str, operators: Sequence[str], where: Sequence[str] = ()) -> None:
         self.operators = tuple(operators)
@@ -49,7 +49,7 @@ class Inspection(BaseModel):
     """What a converted file says of itself, read without running it.
 
     `operators` counts the operators of the whole file, those inside delegates included where they can be read.
-    `delegates` counts delegated partitions by backend; `outside_delegate` counts operators that stay outside them (empty
+    `delegates` counts delegated partitions by backend; `outside_delegate` counts operators that stay outside (empty
     when the format has no delegates). `weights` is bytes of constants by dtype. `fingerprint` is a SHA-256 over
     operators, attributes, types and constants with names and vendor bookkeeping left out: equal between two exports
     of the same thing. Where it cannot be had, it is None and `fingerprint_note` says why.
@@ -92,7 +92,7 @@ class Format(ABC):
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """Write `program` to `destination` (a path that ends in `suffix`) and give the signature that the file has.
 
-        Input and output names in the file are the program's. Raises `UnsupportedOperator` for an operator that the
+        Input and output names in the file are the program's. Raises `UnsupportedOperatorError` for an operator that the
         format does not have.
         """
 
