@@ -1,0 +1,70 @@
+"""The artifacts of a folder: what `check` and `bench` walk over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from handheld.errors import HandheldError
+from handheld.export import files
+from handheld.export.manifest import MANIFEST, Manifest
+
+Progress = Callable[[str, str], None]
+"""Called with what is worked on and what has just become of it."""
+
+
+@dataclass(frozen=True)
+class ArtifactFolder:
+    """One artifact's folder; `manifest` is None and `problem` says why if its manifest cannot be used."""
+
+    folder: Path
+    manifest: Manifest | None
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`model/format-recipe`."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def artifact(self) -> Path:
+        """The converted file or bundle."""
+        assert self.manifest
+        return self.folder / self.manifest.artifact
+
+    @property
+    def format(self) -> str:
+        """The format, from the folder's name where the manifest cannot be read."""
+        return self.manifest.format if self.manifest else self.folder.name.rpartition("-")[0]
+
+    @property
+    def recipe(self) -> str:
+        """The recipe, from the folder's name where the manifest cannot be read."""
+        return self.manifest.recipe.name if self.manifest else self.folder.name.rpartition("-")[2]
+
+
+def find(folder: Path) -> list[ArtifactFolder]:
+    """Every artifact below `folder`. Raises `HandheldError` if there is none."""
+    if not folder.is_dir():
+        raise HandheldError(f"no folder at {folder}.", hint="Type: handheld export MODEL --out " + str(folder))
+    found = [_read(path.parent) for path in sorted(folder.rglob(MANIFEST)) if not _hidden(path, folder)]
+    if not found:
+        raise HandheldError(
+            f"no artifacts below {folder} (expected a {MANIFEST} beside each).",
+            hint=f"Type: handheld export MODEL --out {folder}",
+        )
+    return found
+
+
+def _hidden(path: Path, top: Path) -> bool:
+    """Whether it lies in a staging folder of a running or killed export."""
+    return any(part.startswith(".") for part in path.relative_to(top).parts)
+
+
+def _read(folder: Path) -> ArtifactFolder:
+    try:
+        manifest = files.read_record(folder / MANIFEST, Manifest)
+    except HandheldError as error:
+        return ArtifactFolder(folder, None, str(error))
+    if not (folder / manifest.artifact).exists():
+        return ArtifactFolder(folder, manifest, f"no file at {folder / manifest.artifact}; export again.")
+    return ArtifactFolder(folder, manifest)

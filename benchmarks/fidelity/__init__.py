@@ -1,0 +1,1 @@
+"""Is it right: every artifact against the model's own outputs."""

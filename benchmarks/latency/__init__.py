@@ -1,0 +1,1 @@
+"""How fast: measuring, and the statistics of what was measured."""

@@ -1,0 +1,194 @@
+"""What runs in the child processes of an export: `python -m handheld.export.child FOLDER`.
+
+The folder holds `request.json`; the child leaves `reply.json` and what it made beside it. It imports only what its one
+task needs.
+"""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from handheld.errors import HandheldError
+from handheld.export import files
+from handheld.export.formats.base import Inspection, Options, Signature
+from handheld.export.manifest import Boundary, ProgramRecord, Stage, Work
+from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
+from handheld.export.recipe import Recipe
+from handheld.models.source import ModelReference
+from handheld.models.spec import Preprocessing
+
+REQUEST, REPLY = "request.json", "reply.json"
+PROGRAM, PROGRAM_RECORD = "program.pt2", "program.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class TraceRequest(_Record):
+    """Load a model, trace it, keep its golden data."""
+
+    task: Literal["trace"] = "trace"
+    model: ModelReference
+    layout: Literal["nchw", "nhwc"]
+    bake: bool
+    picture: Preprocessing | None
+
+
+class ConvertRequest(_Record):
+    """Convert the program in a folder to one format."""
+
+    task: Literal["convert"] = "convert"
+    program: Path
+    format: str
+    recipe: Recipe
+    options: Options
+    artifact: str
+
+
+class ForeignRequest(_Record):
+    """Take in a model that is no PyTorch program, as an artifact with its own reference."""
+
+    task: Literal["foreign"] = "foreign"
+    model: ModelReference
+    artifact: str
+    recipe: Recipe
+
+
+class Failed(_Record):
+    """Why a task could not be done."""
+
+    message: str
+    hint: str | None = None
+
+
+class Converted(_Record):
+    """What a conversion tells."""
+
+    signature: Signature
+    inspection: Inspection
+    rewrites: dict[str, int] = {}
+    stages: tuple[Stage, ...] = ()
+    work: Work
+
+
+class Reply(_Record):
+    """What a child tells its parent: one of these."""
+
+    failed: Failed | None = None
+    program: ProgramRecord | None = None
+    converted: Converted | None = None
+
+
+def work_since(start: float) -> Work:
+    """What this process has cost since `start` (`time.monotonic`)."""
+    return Work(
+        seconds=round(time.monotonic() - start, 3),
+        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_method=PEAK_MEMORY_METHOD,
+    )
+
+
+def trace(request: TraceRequest, folder: Path, start: float) -> Reply:
+    """Leave the program, its record and its golden data in `folder`."""
+    from handheld.export import trace as tracing
+    from handheld.export.stages import stage_of
+    from handheld.models import source
+
+    model = source.load(request.model)
+    picture = tracing.default_picture(model, request.picture) if request.bake else None
+    program, reference = tracing.trace(model, request.model.label, Boundary(layout=request.layout, picture=picture))
+    program.save(folder / PROGRAM)
+    sha256 = tracing.program_hash(program)
+    reference.write(folder, sha256)
+    record = ProgramRecord(
+        model=request.model.label,
+        sha256=sha256,
+        weight_bytes=tracing.weight_bytes(program),
+        operators=tracing.operators(program),
+        exported=stage_of("exported", program, folder),
+        work=work_since(start),
+        versions=tracing.versions(),
+    )
+    files.write_record(folder / PROGRAM_RECORD, record)
+    return Reply(program=record)
+
+
+def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
+    """Leave the artifact in `folder`."""
+    from handheld.export import formats
+
+    target = formats.get(request.format)
+    for name in target.blocked_imports:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+    from handheld.export import rewrites
+    from handheld.export.program import Program
+    from handheld.export.stages import stage_of
+
+    program = Program.load(request.program / PROGRAM)
+    rewritten, counts = rewrites.apply(program, request.format)
+    stage = stage_of("rewritten", rewritten, request.program)
+    artifact = folder / request.artifact
+    signature = target.convert(rewritten, request.recipe, artifact, request.options)
+    converted = Converted(
+        signature=signature,
+        inspection=target.inspect(artifact),
+        rewrites=counts,
+        stages=(stage,),
+        work=work_since(start),
+    )
+    return Reply(converted=converted)
+
+
+def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:
+    """Leave the artifact and its golden data in `folder`."""
+    from handheld.export.foreign import take_in
+
+    signature, inspection = take_in(request.model, request.recipe, folder, request.artifact)
+    return Reply(converted=Converted(signature=signature, inspection=inspection, work=work_since(start)))
+
+
+def installed_versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Distribution -> version, for those that are installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main(folder: Path) -> None:
+    """Do the task in `folder`, and leave a reply whatever happens."""
+    start = time.monotonic()
+    die_with_parent()
+    request = TypeAdapter[TraceRequest | ConvertRequest | ForeignRequest](
+        TraceRequest | ConvertRequest | ForeignRequest
+    ).validate_json((folder / REQUEST).read_text())
+    tasks: dict[str, Callable[..., Reply]] = {"trace": trace, "convert": convert, "foreign": foreign}
+    try:
+        with files.disk_errors(folder):
+            reply = tasks[request.task](request, folder, start)
+    except HandheldError as error:
+        reply = Reply(failed=Failed(message=error.message, hint=error.hint))
+    except ModuleNotFoundError as error:
+        traceback.print_exc()
+        reply = Reply(failed=Failed(message=f"{error.name} is not installed.", hint="See: handheld doctor"))
+    except Exception as error:
+        traceback.print_exc()
+        text = str(error).strip() or "no message"
+        message = f"{type(error).__name__}: {text if len(text) < 500 else text[:500] + ' …'}"
+        reply = Reply(failed=Failed(message=message))
+    files.write_record(folder / REPLY, reply)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

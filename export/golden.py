@@ -1,0 +1,87 @@
+"""Golden data: reading and writing the inputs and the reference outputs that every artifact is checked against."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from handheld.errors import HandheldError
+from handheld.export import files
+from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, Case, Golden
+from handheld.models import inputs as drawing
+from handheld.models.spec import TensorSpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = tuple[Array, ...]
+
+
+def hash_of(arrays: Sequence[Array]) -> str:
+    """SHA-256 over the arrays' bytes, in order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def draw(golden: Golden, case: Case) -> Arrays:
+    """The inputs of a seeded case."""
+    return tuple(drawing.draw(spec, case.seed, cast(drawing.Kind, case.kind), golden.image) for spec in golden.inputs)
+
+
+def write(folder: Path, golden: Golden, stored: Sequence[Arrays | None], outputs: Sequence[Arrays]) -> Golden:
+    """Write both files. `stored[i]` are the inputs of case i, or None if it is drawn from its seed."""
+    arrays: dict[str, Array] = {}
+    for index, (given, results) in enumerate(zip(stored, outputs, strict=True)):
+        for spec, array in zip(golden.inputs, given or (), strict=bool(given)):
+            arrays[f"{index}/input/{spec.name}"] = array
+        for spec, array in zip(golden.outputs, results, strict=True):
+            arrays[f"{index}/output/{spec.name}"] = array
+    with files.disk_errors(folder):
+        np.savez(folder / GOLDEN_ARRAYS, allow_pickle=False, **arrays)
+    golden = golden.model_copy(update={"arrays_sha256": files.sha256_of_file(folder / GOLDEN_ARRAYS)})
+    files.write_record(folder / GOLDEN, golden)
+    return golden
+
+
+class GoldenData:
+    """Golden data of one model, read from `folder`; arrays are read when asked for.
+
+    Raises `HandheldError` if a file is missing, corrupt, or not the one that `golden.json` names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.record = files.read_record(folder / GOLDEN, Golden)
+        self.path = folder / GOLDEN_ARRAYS
+        if not self.path.is_file():
+            raise HandheldError(f"no file at {self.path}.", hint="Export again to replace it.")
+        if files.sha256_of_file(self.path) != self.record.arrays_sha256:
+            raise HandheldError(f"{self.path} was altered since {GOLDEN} was written.", hint="Export again.")
+
+    def inputs(self, index: int) -> dict[str, Array]:
+        """The inputs of one case, by name."""
+        case, specs = self.record.cases[index], self.record.inputs
+        if case.kind == "stored":
+            arrays = tuple(self._read(f"{index}/input/{spec.name}", spec) for spec in specs)
+        else:
+            arrays = draw(self.record, case)
+        if hash_of(arrays) != case.sha256:
+            raise HandheldError(
+                f"the inputs of case {index} ({case.kind}, seed {case.seed}) are not those that the reference saw.",
+                hint="They were drawn by another version of handheld: export again.",
+            )
+        return {spec.name: array for spec, array in zip(specs, arrays, strict=True)}
+
+    def outputs(self, index: int) -> dict[str, Array]:
+        """What the reference computed for one case, by name."""
+        return {spec.name: self._read(f"{index}/output/{spec.name}", spec) for spec in self.record.outputs}
+
+    def _read(self, name: str, spec: TensorSpec) -> Array:
+        with np.load(self.path, allow_pickle=False) as arrays:
+            if name not in arrays:
+                raise HandheldError(f"{self.path} lacks {name}.", hint="Export again to replace it.")
+            array: Array = arrays[name]
+        if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+            raise HandheldError(f"{self.path}: {name} is {array.shape} {array.dtype}; expected {spec}.")
+        return array

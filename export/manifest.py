@@ -1,0 +1,128 @@
+"""What lies beside the artifacts: the manifest of each, and the golden data of each model.
+
+Both are frozen, versioned, and enough to check an artifact years later without torch or the model's source.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from handheld.export.formats.base import Inspection, Options, Signature
+from handheld.export.recipe import Recipe
+from handheld.models.spec import Preprocessing, TensorSpec
+
+MANIFEST = "manifest.json"
+GOLDEN = "golden.json"
+GOLDEN_ARRAYS = "golden.npz"
+
+
+class _Record(BaseModel):
+    # Infinity has no JSON number: PSNR of equal outputs is written as the string "Infinity".
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Stage(_Record):
+    """How far the model had departed from eager PyTorch after one stage of its export, over all golden inputs.
+
+    `psnr_db` is the worst PSNR (range: largest magnitude of the reference; `inf` when every output was equal) and
+    `max_error` the largest absolute error.
+    """
+
+    name: Literal["exported", "rewritten"]
+    psnr_db: float
+    max_error: float
+
+
+class Boundary(_Record):
+    """What was put between the file's inputs and outputs and the model's own."""
+
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """Of rank-4 inputs and outputs."""
+    picture: Preprocessing | None = None
+    """With it, the image input is a uint8 picture, and scaling to [0, 1], mean and std are in the graph."""
+
+
+class Case(_Record):
+    """One set of golden inputs: drawn from a seed (`kind` and `seed`), or stored (`kind` "stored")."""
+
+    kind: str
+    seed: int = 0
+    sha256: str
+    """Of the input arrays' bytes, in the signature's order."""
+
+
+class Golden(_Record):
+    """The reference: what the model computes on known inputs. Outputs (and stored inputs) are in `golden.npz`."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    program_sha256: str
+    weights: str
+    reference: str
+    """What computed the outputs, with its version."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    boundary: Boundary = Boundary()
+    image: Preprocessing | None = None
+    """Mean and std of the model's image input, for drawing pictures; None if it takes none."""
+    quality: Literal["top1", "psnr"]
+    parameters: int | None
+    cases: tuple[Case, ...]
+    arrays_sha256: str
+
+
+class Work(_Record):
+    """What a child process cost: wall seconds and its own peak resident memory."""
+
+    seconds: float
+    peak_memory_bytes: int
+    peak_memory_method: str
+
+
+class ProgramRecord(_Record):
+    """What is kept beside a traced program."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    sha256: str
+    """Over the graph's text and every tensor: two traces of the same thing agree."""
+    weight_bytes: int
+    operators: dict[str, int]
+    exported: Stage
+    work: Work
+    versions: dict[str, str]
+
+
+class Manifest(_Record):
+    """One artifact: what it is, how it was made, by what, and what that cost."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    weights: str
+    format: str
+    recipe: Recipe
+    options: Options
+    boundary: Boundary
+    artifact: str
+    """The file's or bundle's name, in the manifest's folder."""
+    sha256: str
+    size_bytes: int
+    signature: Signature
+    inspection: Inspection
+    rewrites: dict[str, int]
+    """Rewrite -> places that it changed."""
+    stages: tuple[Stage, ...]
+    conversion: Work
+    program_sha256: str
+    """The program that it was made from: the same as in `golden.json`, which lies one folder up."""
+    versions: dict[str, str]
+    platform: str
+    notes: tuple[str, ...] = ()
+
+    @field_validator("artifact")
+    @classmethod
+    def _a_plain_name(cls, name: str) -> str:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"expected a plain file name, came {name!r}")
+        return name

@@ -1,0 +1,48 @@
+"""Memory: what is there, and letting conversions start only while it lasts."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def available_bytes() -> int:
+    """Memory that new work may take: `MemAvailable` on Linux, free pages elsewhere."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class Gate:
+    """Lets conversions run side by side while the sum of their estimates fits; one alone may always run."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self._used = 0
+        self._changed = threading.Condition()
+
+    def refusal(self, need_bytes: int) -> str | None:
+        """Why something of this size cannot be done at all; None if it can."""
+        if need_bytes <= self.total_bytes:
+            return None
+        return (
+            f"the conversion is estimated to need {need_bytes / 1e9:.1f} GB of memory; "
+            f"{self.total_bytes / 1e9:.1f} GB are available. Close other programs, or convert on a larger machine."
+        )
+
+    @contextmanager
+    def reserve(self, need_bytes: int) -> Iterator[None]:
+        """Wait until there is room, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + need_bytes <= self.total_bytes)
+            self._used += need_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= need_bytes
+                self._changed.notify_all()

@@ -1,0 +1,117 @@
+"""Child processes: everything heavy runs in one, so that a crash, a hang or a leak costs one cell and never the run."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LOG_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended. `seconds` is wall time from start to end."""
+
+    returncode: int
+    seconds: float
+    timed_out: bool
+    log: Path
+
+    def describe(self) -> str:
+        """What happened, for a person: the signal or exit code and the end of the log."""
+        if self.timed_out:
+            what = f"it was stopped after {self.seconds:.0f} s (its time limit)"
+        elif self.returncode < 0:
+            what = f"it was killed by {signal.Signals(-self.returncode).name}"
+        else:
+            what = f"it ended with exit code {self.returncode}"
+        tail = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:] if self.log.exists() else []
+        return "\n    ".join([f"{what}; the end of its log ({self.log}):", *tail]) if tail else f"{what}."
+
+
+class Children:
+    """The live children of this process, so that Ctrl-C ends them all."""
+
+    def __init__(self) -> None:
+        self._live: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        timeout: float | None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Exit:
+        """Run `python -m module arguments` to its end, output to `log`; past `timeout` its whole group is killed."""
+        start = time.monotonic()
+        # A session of its own: the terminal's Ctrl-C reaches only us, and killing the group takes grandchildren too.
+        with log.open("ab") as output, self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            )
+            self._live.add(process)
+        timed_out = False
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            _kill_group(process)
+            with self._lock:
+                self._live.discard(process)
+        return Exit(process.returncode, time.monotonic() - start, timed_out, log)
+
+    def stop(self) -> None:
+        """Kill every live child and refuse new ones."""
+        with self._lock:
+            self._stopped = True
+            for process in self._live:
+                _kill_group(process)
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def die_with_parent() -> None:
+    """Called in a child: if the parent is killed, so are we (Linux; elsewhere the child finishes its work unseen)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # <sys/prctl.h>
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+PEAK_MEMORY_METHOD = "VmHWM of the process" if sys.platform == "linux" else "ru_maxrss of the process"
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far.
+
+    On Linux from `VmHWM`, which starts afresh at exec; `ru_maxrss` of a child starts at its parent's.
+    """
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,416 @@
+"""The export verb: trace once, convert to each format in a child process, and lay the artifacts out in a folder.
+
+    DIR/<model>/golden.json, golden.npz                 the reference, once per model
+    DIR/<model>/<format>-<recipe>/<model>.<suffix>      the artifact
+    DIR/<model>/<format>-<recipe>/manifest.json         what it is and how it was made
+    DIR/<model>/<format>-<recipe>/conversion.log        what the converter printed
+
+The parent imports neither torch nor a converter.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache as memoize
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from handheld import __version__
+from handheld.errors import HandheldError
+from handheld.export import child, files, formats, memory, recipe
+from handheld.export.cache import HASHES, Cache, key_of
+from handheld.export.child import PROGRAM_RECORD, REPLY, REQUEST
+from handheld.export.formats.base import Format, Options
+from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, Golden, Manifest, ProgramRecord
+from handheld.export.process import Children
+from handheld.export.recipe import Recipe
+from handheld.models import zoo
+from handheld.models.source import FOREIGN, ModelReference
+from handheld.models.spec import Preprocessing
+
+ALL = ("coreml", "coreai", "litert", "executorch", "onnx")
+"""The formats of an export that names none."""
+
+SLOWEST_FIRST = ("litert", "executorch", "executorch-coreml", "coreml", "coreai", "onnx")
+"""The order of starting: with several jobs, the longest conversion should not be the last to begin."""
+
+LOG = "conversion.log"
+CHILD = "handheld.export.child"
+
+Progress = Callable[[str, str], None]
+"""Called with what is worked on and what has just become of it."""
+
+Status = Literal["converted", "cached", "failed", "refused", "unavailable", "planned"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Cell(_Record):
+    """One format and recipe of an export, and what became of it."""
+
+    format: str
+    recipe: str
+    status: Status
+    artifact: Path | None = None
+    size_bytes: int | None = None
+    seconds: float | None = None
+    """Of the conversion, measured when it was made; a cached cell shows the original's."""
+    peak_memory_bytes: int | None = None
+    estimated_memory_bytes: int | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How the cell is called in tables and folders."""
+        return f"{self.format}-{self.recipe}"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the artifact is there."""
+        return self.status in ("converted", "cached")
+
+
+class ExportReport(_Record):
+    """What an export did."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    weights: str
+    out: Path
+    folder: Path
+    trace_seconds: float | None
+    parameters: int | None
+    weight_bytes: int | None
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an export; see `handheld export --help` for each."""
+
+    model: ModelReference
+    to: tuple[str, ...] = ALL
+    recipe: str = "default"
+    out: Path = Path("out")
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    bake: bool = False
+    picture: Preprocessing | None = None
+    options: Options = field(default_factory=Options)
+    jobs: int = 2
+    timeout: float = 3600
+    dry_run: bool = False
+
+    @property
+    def label(self) -> str:
+        """The model's folder below `out`: another boundary is another model to whoever feeds it."""
+        parts = [self.model.label, *(["nhwc"] if self.layout == "nhwc" else []), *(["picture"] if self.bake else [])]
+        return ".".join(parts)
+
+
+def export(request: Request, progress: Progress = lambda *_: None, *, cache: Cache | None = None) -> ExportReport:
+    """Do what is asked. A cell that fails is in the report with its reason; the others complete.
+
+    Raises `HandheldError` if nothing can be done: an unknown name, a model that cannot be traced, no room to write.
+    """
+    children = Children()
+    run = _Run(request, progress, cache or Cache(), children)
+    try:
+        return run.foreign() if request.model.kind in FOREIGN else run.programs()
+    except BaseException:
+        children.stop()
+        raise
+
+
+class _Run:
+    def __init__(self, request: Request, progress: Progress, cache: Cache, children: Children) -> None:
+        self.request, self.progress, self.cache, self.children = request, progress, cache, children
+        self.folder = request.out / request.label
+        self.formats = [formats.get(name) for name in dict.fromkeys(request.to)]
+        recipe.resolve(request.recipe, "fp32")
+        with files.disk_errors(request.out):
+            if not request.dry_run:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                files.sweep(self.folder)
+
+    def programs(self) -> ExportReport:
+        """The road: trace, then every format."""
+        source = self._program()
+        record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
+        golden = files.read_record(source / GOLDEN, Golden)
+        if not self.request.dry_run:
+            self._install_golden(source)
+        gate = memory.Gate(memory.available_bytes())
+        ordered = sorted(self.formats, key=lambda f: _rank(f.name))
+        with ThreadPoolExecutor(max(1, self.request.jobs)) as pool:
+            futures = {f.name: pool.submit(self._cell, f, source, record, golden, gate) for f in ordered}
+            try:
+                cells = {name: future.result() for name, future in futures.items()}
+            except BaseException:
+                self.children.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return self._report(golden, record, [cells[f.name] for f in self.formats])
+
+    def foreign(self) -> ExportReport:
+        """A model that is no PyTorch program: one artifact, with its own reference."""
+        model = self.request.model
+        target = formats.get(FOREIGN[model.kind])
+        if self.request.to != ALL and target.name not in [f.name for f in self.formats]:
+            raise HandheldError(
+                f"{Path(model.target).name} can become {target.name} only, not {', '.join(self.request.to)}.",
+                hint=f"Type: --to {target.name}. The other formats start from a PyTorch program.",
+            )
+        chosen = recipe.resolve(self.request.recipe, target.default_recipe)
+        artifact = self.request.label + target.suffix
+        facts = {"file": files.sha256_of(Path(model.target)), "recipe": chosen.name, "own": own_source_hash()}
+        key = key_of(**facts, versions=child.installed_versions((*target.distributions, "tensorflow", "onnx")))
+        task = child.ForeignRequest(model=model, artifact=artifact, recipe=chosen)
+        if self.request.dry_run:
+            planned = Cell(format=target.name, recipe=chosen.name, status="planned")
+            return self._foreign_report(planned, None)
+        entry, status = self._artifact(key, task, target, chosen, None)
+        self._install_golden(entry)
+        return self._foreign_report(self._install(entry, target, chosen, status), entry)
+
+    def _foreign_report(self, cell: Cell, entry: Path | None) -> ExportReport:
+        golden = files.read_record(entry / GOLDEN, Golden) if entry else None
+        return self._report(golden, None, [cell])
+
+    def _report(self, golden: Golden | None, record: ProgramRecord | None, cells: Sequence[Cell]) -> ExportReport:
+        return ExportReport(
+            model=self.request.label,
+            weights=golden.weights if golden else "",
+            out=self.request.out,
+            folder=self.folder,
+            trace_seconds=record.work.seconds if record else None,
+            parameters=golden.parameters if golden else None,
+            weight_bytes=record.weight_bytes if record else None,
+            cells=tuple(cells),
+        )
+
+    # The program
+
+    def _program(self) -> Path:
+        """The cache's folder with the traced program; traces if need be."""
+        key = self._trace_key()
+        if key is None:
+            return self._traced(None)
+        with self.cache.lock("program", key):
+            return self.cache.find("program", key) or self._traced(key)
+
+    def _trace_key(self) -> str | None:
+        """A zoo or timm model is known by its name and our source; anyone else's only once it is traced."""
+        model = self.request.model
+        if model.kind not in ("zoo", "timm"):
+            return None
+        return key_of(
+            model=model.model_dump(mode="json", exclude={"checkpoint"}),
+            checkpoint=files.sha256_of_file(model.checkpoint) if model.checkpoint else None,
+            label=self.request.label,
+            picture=str(self.request.picture),
+            own=own_source_hash(),
+            provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
+            versions=child.installed_versions(("torch", "numpy", "timm")),
+        )
+
+    def _traced(self, key: str | None) -> Path:
+        self.progress("trace", "started")
+        request = self.request
+        task = child.TraceRequest(
+            model=request.model, layout=request.layout, bake=request.bake, picture=request.picture
+        )
+        with self.cache.workspace() as work:
+            reply, log = self._child(task, work, "trace")
+            if reply.failed or reply.program is None:
+                raise _error(reply, f"{request.label} could not be traced", log)
+            for name in (REQUEST, REPLY, log.name):
+                (work / name).unlink(missing_ok=True)
+            self.progress("trace", f"done in {reply.program.work.seconds:.1f} s")
+            key = key or key_of(program=reply.program.sha256, golden=(work / GOLDEN).read_text())
+            return self.cache.store("program", key, work)
+
+    def _install_golden(self, source: Path) -> None:
+        for name in (GOLDEN_ARRAYS, GOLDEN):
+            there = self.folder / name
+            if not there.is_file() or files.sha256_of_file(there) != files.sha256_of_file(source / name):
+                files.install(source / name, there)
+
+    # One format
+
+    def _cell(self, target: Format, source: Path, record: ProgramRecord, golden: Golden, gate: memory.Gate) -> Cell:
+        chosen = recipe.resolve(self.request.recipe, target.default_recipe)
+        need = target.memory_base_bytes + int(target.memory_factor * record.weight_bytes)
+        cell = Cell(format=target.name, recipe=chosen.name, status="planned", estimated_memory_bytes=need)
+        if chosen.name not in target.recipes:
+            reason = target.unavailable.get(chosen.name, f"{target.title} has no {chosen.name} recipe")
+            return cell.model_copy(update={"status": "unavailable", "reason": reason})
+        key = self._key(target, chosen, record)
+        if not self.request.dry_run and (there := self._already_there(target, chosen, key)):
+            return there
+        refusal = missing(target) or gate.refusal(need) or disk_refusal(self.request.out, record.weight_bytes)
+        if refusal:
+            return cell.model_copy(update={"status": "refused", "reason": refusal})
+        if self.request.dry_run:
+            return cell
+        task = child.ConvertRequest(
+            program=source,
+            format=target.name,
+            recipe=chosen,
+            options=self.request.options,
+            artifact=self.request.label + target.suffix,
+        )
+        try:
+            with self.cache.lock("artifact", key):
+                entry, status = self._artifact(key, task, target, chosen, (record, golden, gate, need))
+            return self._install(entry, target, chosen, status)
+        except HandheldError as error:
+            self.progress(cell.name, "failed")
+            return cell.model_copy(update={"status": "failed", "reason": str(error)})
+
+    def _key(self, target: Format, chosen: Recipe, record: ProgramRecord) -> str:
+        return key_of(
+            program=record.sha256,
+            model=self.request.label,
+            format=target.name,
+            recipe=chosen.model_dump(),
+            options=self.request.options.model_dump(),
+            own=own_source_hash(),
+            versions=child.installed_versions(("torch", "numpy", *target.distributions)),
+        )
+
+    def _already_there(self, target: Format, chosen: Recipe, key: str) -> Cell | None:
+        entry = self.cache.find("artifact", key)
+        return self._install(entry, target, chosen, "cached") if entry else None
+
+    def _artifact(
+        self,
+        key: str,
+        task: child.ConvertRequest | child.ForeignRequest,
+        target: Format,
+        chosen: Recipe,
+        about: tuple[ProgramRecord, Golden, memory.Gate, int] | None,
+    ) -> tuple[Path, Status]:
+        """The cache's folder with the artifact and its manifest; converts if need be."""
+        if entry := self.cache.find("artifact", key):
+            return entry, "cached"
+        name = f"{target.name}-{chosen.name}"
+        with self.cache.workspace() as work, (about[2] if about else memory.Gate(0)).reserve(about[3] if about else 0):
+            self.progress(name, "started")
+            reply, log = self._child(task, work, name)
+            if reply.failed or reply.converted is None:
+                raise _error(reply, f"{self.request.label} could not become {target.title}", log)
+            self._write_manifest(work, task.artifact, target, chosen, reply.converted, about)
+            log.rename(work / LOG)
+            for leftover in (REQUEST, REPLY):
+                (work / leftover).unlink(missing_ok=True)
+            entry = self.cache.store("artifact", key, work)
+            self.progress(name, f"done in {reply.converted.work.seconds:.1f} s")
+            return entry, "converted"
+
+    def _write_manifest(
+        self,
+        work: Path,
+        artifact: str,
+        target: Format,
+        chosen: Recipe,
+        converted: child.Converted,
+        about: tuple[ProgramRecord, Golden, memory.Gate, int] | None,
+    ) -> None:
+        golden = about[1] if about else files.read_record(work / GOLDEN, Golden)
+        manifest = Manifest(
+            model=self.request.label,
+            weights=golden.weights,
+            format=target.name,
+            recipe=chosen,
+            options=self.request.options,
+            boundary=golden.boundary,
+            artifact=artifact,
+            sha256=files.sha256_of(work / artifact),
+            size_bytes=files.size_bytes(work / artifact),
+            signature=converted.signature,
+            inspection=converted.inspection,
+            rewrites=converted.rewrites,
+            stages=((about[0].exported,) if about else ()) + converted.stages,
+            conversion=converted.work,
+            program_sha256=golden.program_sha256,
+            versions={"handheld": __version__, **child.installed_versions(("torch", "numpy", *target.distributions))},
+            platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        )
+        files.write_record(work / MANIFEST, manifest)
+
+    def _install(self, entry: Path, target: Format, chosen: Recipe, status: Status) -> Cell:
+        """Copy the cell's files to where the caller wants them, unless the very same lie there."""
+        manifest = files.read_record(entry / MANIFEST, Manifest)
+        place = self.folder / f"{target.name}-{chosen.name}"
+        expected = files.file_hashes(entry)
+        for name in (HASHES, GOLDEN, GOLDEN_ARRAYS):
+            expected.pop(name, None)
+        if not place.is_dir() or files.file_hashes(place) != expected:
+            files.install(entry, place, leave_out=(HASHES, GOLDEN, GOLDEN_ARRAYS))
+        if status == "cached":
+            self.progress(place.name, "cached")
+        return Cell(
+            format=target.name,
+            recipe=chosen.name,
+            status=status,
+            artifact=place / manifest.artifact,
+            size_bytes=manifest.size_bytes,
+            seconds=manifest.conversion.seconds,
+            peak_memory_bytes=manifest.conversion.peak_memory_bytes,
+        )
+
+    def _child(self, task: BaseModel, work: Path, name: str) -> tuple[child.Reply, Path]:
+        log = work / f"{name}.log"
+        files.write_record(work / REQUEST, task)
+        threads = str(max(1, (os.cpu_count() or 1) // max(1, self.request.jobs)))
+        ended = self.children.run(
+            CHILD, [str(work)], log=log, timeout=self.request.timeout, environment={"OMP_NUM_THREADS": threads}
+        )
+        if not (work / REPLY).is_file():
+            return child.Reply(failed=child.Failed(message=ended.describe())), log
+        return files.read_record(work / REPLY, child.Reply), log
+
+
+def _rank(name: str) -> int:
+    return SLOWEST_FIRST.index(name) if name in SLOWEST_FIRST else len(SLOWEST_FIRST)
+
+
+def _error(reply: child.Reply, what: str, log: Path) -> HandheldError:
+    failed = reply.failed or child.Failed(message=f"the child gave no result (see {log.name})")
+    return HandheldError(f"{what}: {failed.message}", hint=failed.hint)
+
+
+def missing(target: Format) -> str | None:
+    """Why this environment cannot convert to `target`, with what to type; None if it can."""
+    absent = [name for name in target.distributions if not child.installed_versions((name,))]
+    if not absent:
+        return None
+    return f'{", ".join(absent)} not installed. Type: pip install "handheld[{target.extra}]"'
+
+
+def disk_refusal(place: Path, weight_bytes: int) -> str | None:
+    """Why `place` has no room for an artifact, if it has none: one may be half again as large as the float32 weights."""
+    nearest = next(p for p in (place, *place.resolve().parents) if p.exists())
+    free, need = shutil.disk_usage(nearest).free, int(1.5 * weight_bytes)
+    if free >= need:
+        return None
+    return f"the artifact may need {need / 1e9:.2f} GB; {place} has {free / 1e9:.2f} GB left. Choose another --out."
+
+
+@memoize
+def own_source_hash() -> str:
+    """SHA-256 over handheld's own models and export source: what a zoo model's program and every file depend on."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for folder in (root, root.parent / "models"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,255 @@
+"""Tracing: a loaded model becomes the hub program and its golden data. Runs in a child process, with torch."""
+
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from handheld.errors import HandheldError
+from handheld.export import golden
+from handheld.export.manifest import Boundary, Case, Golden
+from handheld.export.program import Program
+from handheld.models import inputs as drawing
+from handheld.models.source import LoadedModel, unique_names
+from handheld.models.spec import Preprocessing, TensorSpec
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+Arrays = golden.Arrays
+
+MAX_STORED_CASES = 32
+"""Realistic samples kept as golden inputs, at most: each is stored whole."""
+
+
+class Boundaried(nn.Module):
+    """The model with flat, named inputs, a tuple of tensors as output, and the boundary that was asked for.
+
+    `torch.export` names a graph's inputs after forward's parameters, so forward is given a signature with our names.
+    """
+
+    def __init__(self, model: LoadedModel, names: Sequence[str], boundary: Boundary) -> None:
+        super().__init__()
+        self.module = model.module
+        leaves, self._structure = _pytree.tree_flatten((model.args, model.kwargs))
+        self._pictures = [_is_picture(leaf, boundary) for leaf in leaves]
+        self._images = [leaf.ndim == 4 and boundary.layout == "nhwc" for leaf in leaves]
+        self._nhwc = boundary.layout == "nhwc"
+        if boundary.picture:
+            scale = [1 / (255 * std) for std in boundary.picture.std]
+            offset = [-mean / std for mean, std in zip(boundary.picture.mean, boundary.picture.std, strict=True)]
+            self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
+            self.register_buffer("offset", torch.tensor(offset).view(-1, 1, 1), persistent=False)
+
+        def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self._call(tensors)
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        leaves = []
+        for tensor, picture, image in zip(tensors, self._pictures, self._images, strict=True):
+            leaf = tensor.permute(0, 3, 1, 2) if image else tensor
+            leaves.append(leaf.float() * self.scale + self.offset if picture else leaf)
+        args, kwargs = _pytree.tree_unflatten(leaves, self._structure)
+        outputs = _pytree.tree_leaves(self.module(*args, **kwargs))
+        tensors_out = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
+        return tuple(t.permute(0, 2, 3, 1) if self._nhwc and t.ndim == 4 else t for t in tensors_out)
+
+
+def _is_picture(leaf: torch.Tensor, boundary: Boundary) -> bool:
+    wanted = boundary.picture
+    return bool(wanted and leaf.ndim == 4 and leaf.is_floating_point() and leaf.shape[1] == len(wanted.mean))
+
+
+def boundary_specs(specs: Sequence[TensorSpec], boundary: Boundary) -> tuple[TensorSpec, ...]:
+    """The program's inputs: the model's, in the layout and dtype that the boundary gives them."""
+    result = []
+    for spec in specs:
+        shape, dtype = spec.shape, spec.dtype
+        picture = boundary.picture and len(shape) == 4 and dtype == "float32" and shape[1] == len(boundary.picture.mean)
+        if len(shape) == 4 and boundary.layout == "nhwc":
+            shape = (shape[0], shape[2], shape[3], shape[1])
+        result.append(
+            TensorSpec(spec.name, shape, "uint8", 256) if picture else TensorSpec(spec.name, shape, dtype, spec.high)
+        )
+    return tuple(result)
+
+
+def trace(model: LoadedModel, name: str, boundary: Boundary) -> tuple[Program, "Reference"]:
+    """The hub program of `model`, and its reference outputs from eager PyTorch.
+
+    Raises `HandheldError` if the model cannot be run or traced, with the model's own line.
+    """
+    inputs = boundary_specs(model.specs, boundary)
+    if boundary.picture and all(spec.dtype != "uint8" for spec in inputs):
+        raise HandheldError(
+            f"--bake-preprocessing needs an image input with {len(boundary.picture.mean)} channels; "
+            f"{name} takes {', '.join(map(str, model.specs))}."
+        )
+    module = Boundaried(model, [spec.name for spec in inputs], boundary).eval()
+    reference = Reference(model, name, boundary, inputs, module)
+    try:
+        exported = torch.export.export(module, reference.tensors(0), strict=False)
+    except Exception as error:
+        raise HandheldError(
+            f"torch.export cannot trace {name}: {_first_line(error)}\n    {own_line(error, model.module)}",
+            hint="Phones need a graph without Python control flow that depends on tensor values.",
+        ) from error
+    return Program(exported, inputs, reference.outputs), reference
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def own_line(error: BaseException, module: nn.Module) -> str:
+    """The last line of the model's own source in an error's traceback, as `file:line: code`."""
+    import traceback
+
+    sources = {inspect.getsourcefile(type(m)) for m in module.modules() if not type(m).__module__.startswith("torch.")}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in sources and f.name != "<module>"]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "(no line of the model's own)"
+
+
+class Reference:
+    """Golden inputs and what eager PyTorch makes of them."""
+
+    def __init__(
+        self, model: LoadedModel, name: str, boundary: Boundary, inputs: tuple[TensorSpec, ...], module: nn.Module
+    ) -> None:
+        self._golden = Golden(
+            model=name,
+            program_sha256="",
+            weights=model.weights,
+            reference=f"eager PyTorch {torch.__version__}, float32",
+            inputs=inputs,
+            outputs=(),
+            boundary=boundary,
+            image=model.preprocessing,
+            quality=model.quality,
+            parameters=sum(p.numel() for p in model.module.parameters()),
+            cases=(),
+            arrays_sha256="",
+        )
+        self._stored: list[Arrays | None] = []
+        self._inputs: list[Arrays] = []
+        cases: list[Case] = []
+        for kind, seed, stored in self._draws(model, boundary):
+            arrays = stored or golden.draw(self._golden, Case(kind=kind, seed=seed, sha256=""))
+            cases.append(Case(kind=kind, seed=seed, sha256=golden.hash_of(arrays)))
+            self._stored.append(stored)
+            self._inputs.append(arrays)
+        results = [self._run(module, index, model, name) for index in range(len(cases))]
+        names = _output_names(model, [spec.name for spec in inputs])
+        self.outputs = tuple(
+            TensorSpec(output, array.shape, cast(Any, array.dtype.name))
+            for output, array in zip(names, results[0], strict=True)
+        )
+        self._results = results
+        self._golden = self._golden.model_copy(update={"cases": tuple(cases), "outputs": self.outputs})
+
+    @staticmethod
+    def _draws(model: LoadedModel, boundary: Boundary) -> Iterator[tuple[str, int, Arrays | None]]:
+        """Samples first; then the seeded cases, all of them unless there are samples enough."""
+        samples = [_at_boundary(sample, boundary) for sample in model.samples[:MAX_STORED_CASES]]
+        for sample in samples:
+            yield "stored", 0, sample
+        yield from ((case.kind, case.seed, None) for case in drawing.cases(model.preprocessing)[len(samples) :])
+
+    def tensors(self, index: int) -> tuple[torch.Tensor, ...]:
+        """One case's inputs as tensors."""
+        return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in self._inputs[index])
+
+    def _run(self, module: nn.Module, index: int, model: LoadedModel, name: str) -> Arrays:
+        try:
+            with torch.no_grad():
+                return tuple(output.contiguous().numpy().copy() for output in module(*self.tensors(index)))
+        except Exception as error:
+            raise HandheldError(
+                f"{name} fails in eager PyTorch: {_first_line(error)}\n    {own_line(error, model.module)}",
+                hint="Its inputs were " + ", ".join(map(str, self._golden.inputs)) + ".",
+            ) from error
+
+    def write(self, folder: Path, program_sha256: str) -> None:
+        """Write the golden data."""
+        record = self._golden.model_copy(update={"program_sha256": program_sha256})
+        golden.write(folder, record, self._stored, self._results)
+
+
+def _at_boundary(sample: Sequence[torch.Tensor], boundary: Boundary) -> Arrays:
+    arrays = []
+    for tensor in sample:
+        array = tensor.detach()
+        if _is_picture(array, boundary):
+            assert boundary.picture
+            std, mean = (torch.tensor(v).view(-1, 1, 1) for v in (boundary.picture.std, boundary.picture.mean))
+            array = ((array * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        if boundary.layout == "nhwc" and array.ndim == 4:
+            array = array.permute(0, 2, 3, 1)
+        arrays.append(array.contiguous().numpy())
+    return tuple(arrays)
+
+
+def _output_names(model: LoadedModel, taken: Sequence[str]) -> list[str]:
+    """Names from the structure of what the model returns: dict keys, tuple places, or just "output"."""
+    with torch.no_grad():
+        result = model.module(*model.args, **model.kwargs)
+    leaves, _ = _pytree.tree_flatten_with_path(result)
+    names = []
+    for path, leaf in leaves:
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+        names.append("_".join(["output", *parts] if not parts or parts[0].isdigit() else parts))
+    if not names:
+        raise HandheldError(f"the model returned {type(result).__name__}; expected tensors.")
+    return unique_names(names, taken)
+
+
+def program_hash(program: Program) -> str:
+    """SHA-256 over the graph's text, the signature and every tensor: what a `.pt2`'s bytes do not give."""
+    digest = hashlib.sha256(str(program.exported.graph).encode())
+    digest.update(str((program.inputs, program.outputs)).encode())
+    for name, value in sorted((program.exported.state_dict | program.exported.constants).items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().contiguous().view(-1)
+            digest.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def weight_bytes(program: Program) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(tensor.nbytes for tensor in program.exported.state_dict.values())
+
+
+def operators(program: Program) -> dict[str, int]:
+    """ATen operators of the graph and how often each occurs."""
+    nodes: list[Node] = [node for node in program.exported.graph.nodes if node.op == "call_function"]
+    return dict(sorted(Counter(str(node.target) for node in nodes).items()))
+
+
+def versions() -> dict[str, str]:
+    """What decides a trace."""
+    return {"torch": torch.__version__, "numpy": np.__version__}
+
+
+def default_picture(model: LoadedModel, asked: Preprocessing | None) -> Preprocessing:
+    """Mean and std to bake in: those asked for, or the model's own."""
+    picture = asked or model.preprocessing
+    if picture is None:
+        raise HandheldError(
+            "--bake-preprocessing needs to know the mean and std.", hint="Type: --mean 0.485,0.456,0.406 --std …"
+        )
+    return picture
