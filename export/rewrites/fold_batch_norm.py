@@ -1,0 +1,108 @@
+"""Folds batch norm, in eval mode, into the convolution or linear before it, or into the layers after it."""
+
+from typing import TYPE_CHECKING, cast
+
+from handheld.export.rewrites import graph
+from handheld.export.rewrites.base import Change, LocalRewrite
+from handheld.export.rewrites.layers import LINEAR, Layer, layer
+from handheld.export.rewrites.merge_views import PERMUTES, VIEWS
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Node
+
+MEAN = "mean.dim"
+ADAPTIVE_MEANS = ("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default")
+
+
+class FoldBatchNorm(LocalRewrite):
+    """`x * scale + shift` per channel goes into the weights of a neighbour, computed in float64.
+
+    Into the layer before it, when that serves nothing else; or into the layers after it, when they are all that it
+    serves, directly or through a mean over space (a network's final norm and its heads), and none of them pads.
+    Any other batch norm stays: every converter has a good form of it, which a multiplication and an addition are not.
+    """
+
+    name = "fold_batch_norm"
+    operators = ("batch_norm.default",)
+
+    def match(self, node: "Node") -> Change | None:
+        """Find the layers that can take the batch norm in."""
+        affine = _affine(node)
+        if affine is None:
+            return None
+        source = cast("Node", node.args[0])
+        before = layer(source)
+        if before is not None and before.channel_axis == 1 and graph.only_user(source):
+            return lambda: _fold_back(node, before, *affine)
+        after = _layers_after(node, 1)
+        return (lambda: _fold_forward(node, after, *affine)) if after else None
+
+
+def _fold_back(node: "Node", before: Layer, scale: "torch.Tensor", shift: "torch.Tensor") -> None:
+    before.take_affine_after(scale, shift)
+    graph.replace(node, before.node)
+
+
+def _fold_forward(node: "Node", after: list[Layer], scale: "torch.Tensor", shift: "torch.Tensor") -> None:
+    for taker in after:
+        taker.take_affine_before(scale, shift)
+    graph.replace(node, cast("Node", node.args[0]))
+
+
+def _affine(node: "Node") -> "tuple[torch.Tensor, torch.Tensor] | None":
+    """Scale and shift, each of shape (channels,), float64; None in training mode or if a part is not constant."""
+    import torch
+
+    arguments = graph.arguments(node)
+    names = ("running_mean", "running_var", "weight", "bias")
+    mean, variance, weight, bias = (graph.constant(arguments[name]) for name in names)
+    unknown = any(arguments[name] is not None and graph.constant(arguments[name]) is None for name in names)
+    if arguments["training"] or unknown or mean is None or variance is None:
+        return None
+    scale = torch.rsqrt(variance.double() + arguments["eps"]) * (1 if weight is None else weight.double())
+    return scale, (0 if bias is None else bias.double()) - mean.double() * scale
+
+
+def _layers_after(node: "Node", axis: int) -> list[Layer] | None:
+    """The layers that take all of `node`, whose channels are on `axis`; None if anything else takes some of it."""
+    found: list[Layer] = []
+    for user in node.users:
+        taker = layer(user)
+        if taker is not None and taker.input is node:
+            if taker.padded or axis != _input_axis(taker):
+                return None
+            found.append(taker)
+            continue
+        next_axis = _axis_after(user, node, axis)
+        further = None if next_axis is None else _layers_after(user, next_axis)
+        if further is None:
+            return None
+        found += further
+    return found
+
+
+def _input_axis(taker: Layer) -> int:
+    rank = len(graph.shape(taker.input))
+    return rank - (1 if graph.operator(taker.node) == LINEAR else taker.weight.dim() - 1)
+
+
+def _axis_after(node: "Node", source: "Node", axis: int) -> int | None:
+    """Where the channels of `source` lie after `node`; None if `node` is not linear or mixes them."""
+    operator, arguments, rank = graph.operator(node), graph.arguments(node), len(graph.shape(source))
+    if operator == MEAN and arguments["dtype"] is None:
+        reduced = {dim % rank for dim in arguments["dim"] or range(rank)}
+        return None if axis in reduced else axis - (0 if arguments["keepdim"] else sum(dim < axis for dim in reduced))
+    if operator in ADAPTIVE_MEANS:
+        return axis
+    if operator in PERMUTES:
+        return (graph.permutation(node) or []).index(axis)
+    return _axis_after_view(graph.shape(source), graph.shape(node), axis) if operator in VIEWS else None
+
+
+def _axis_after_view(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
+    """Where `axis` lies after a view that only adds or drops axes of one element."""
+    if before[axis] == 1 or [size for size in before if size != 1] != [size for size in after if size != 1]:
+        return None
+    nth = sum(size != 1 for size in before[:axis])
+    return [i for i, size in enumerate(after) if size != 1][nth]
