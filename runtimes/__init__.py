@@ -1,1 +1,59 @@
-"""What executes an artifact, and where: runtimes, the job contract, targets."""
+"""What executes an artifact, and where: runtimes, the job contract, targets.
+
+One runtime is one file, with the same verbs (`handheld.runtimes.base`). Third parties add runtimes through the
+entry-point group `handheld.runtimes`: the entry's name is the runtime's name, its object a `Runtime`.
+"""
+
+from importlib.metadata import entry_points
+
+from handheld.errors import unknown
+from handheld.runtimes.base import Runtime, Session
+from handheld.runtimes.coreai import CoreAI
+from handheld.runtimes.coreml import CoreML
+from handheld.runtimes.eager import Eager
+from handheld.runtimes.executorch import ExecuTorch, ExecuTorchCoreML
+from handheld.runtimes.litert import LiteRT
+from handheld.runtimes.null import Null
+from handheld.runtimes.onnxruntime import OnnxRuntime
+
+__all__ = ["ENTRY_POINTS", "RUNTIMES", "Runtime", "Session", "for_format", "get"]
+
+ENTRY_POINTS = "handheld.runtimes"
+
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        OnnxRuntime(),
+        LiteRT(),
+        ExecuTorch(),
+        ExecuTorchCoreML(),
+        CoreAI(),
+        CoreML(),
+        Eager(),
+        Null(),
+    )
+}
+"""Our own runtimes by name."""
+
+
+def get(name: str) -> Runtime:
+    """The runtime called `name`, ours or a third party's. Raises `HandheldError` if there is none."""
+    if name in RUNTIMES:
+        return RUNTIMES[name]
+    theirs = entry_points(group=ENTRY_POINTS)
+    if name not in theirs.names:
+        raise unknown("runtime", name, [*RUNTIMES, *sorted(theirs.names)])
+    runtime: Runtime = theirs[name].load()
+    return runtime
+
+
+def for_format(format_name: str) -> Runtime:
+    """The runtime that executes files of a format, ours first. Raises `HandheldError` if there is none."""
+    theirs = [name for name in entry_points(group=ENTRY_POINTS).names if name not in RUNTIMES]
+    available: list[str] = []
+    for name in [*RUNTIMES, *sorted(theirs)]:
+        runtime = get(name)
+        if format_name in runtime.formats:
+            return runtime
+        available += runtime.formats
+    raise unknown("format", format_name, available)

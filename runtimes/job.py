@@ -1,17 +1,33 @@
-"""The contract with whatever executes artifacts: `job.json` goes in, `result.json` comes out.
+"""The contract with whatever executes artifacts: `job.json` goes in, `result.json` comes out, both in one folder.
 
 The host, emulated Arm, Android and iPhone targets consume this one contract; the C++ and Swift sides are tested against
-the same example files. All times are nanoseconds of a monotonic clock. Tensor files are raw, little-endian, C order.
-Paths are relative to the folder that holds `job.json`.
+the same example files. Who executes a job
+
+1. reads it, and refuses what it cannot do as asked (stage `job`): never another compute unit, runtime or precision;
+2. loads the artifact with `threads` threads on `compute_unit` (stage `load`);
+3. runs every case once, in order, and writes its outputs if `return_outputs` (stages `run`, `write`);
+4. with `timing`, warms up and measures on the first case. One sample is the runtime's call alone, from inputs that lie
+   ready in the caller's memory, in the dtypes that the file takes, to outputs that the caller may keep;
+5. writes `result.json` under another name and renames it: a `result.json` is always whole. If there is none at the end,
+   the target says why (stages `crash`, `timeout`, `device`).
+
+All times are nanoseconds of a monotonic clock. Tensor files are raw, little-endian, C order, without a header. Paths
+are relative to the folder, with `/`, and stay inside it.
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from handheld.export.formats.base import Signature
 from handheld.models.spec import DType
+
+JOB = "job.json"
+RESULT = "result.json"
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class Basis(StrEnum):
@@ -32,63 +48,93 @@ class TensorFile(_Record):
     """One tensor in a file of its own."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     dtype: DType
     file: str
 
 
 class Timing(_Record):
-    """Warm up at least so long and so often, then measure until both minima are met or the maximum is."""
+    """When to stop: warm up until both warm-up minima are met, then measure until both minima or the maximum are."""
 
-    warmup_runs: int
-    warmup_seconds: float
-    min_runs: int
-    min_seconds: float
-    max_seconds: float
+    warmup_runs: Count
+    warmup_seconds: Seconds
+    min_runs: Annotated[int, Field(ge=1)]
+    min_seconds: Seconds
+    max_seconds: Annotated[float, Field(gt=0)]
 
 
 class Job(_Record):
-    """What to execute. Each of `cases` is one set of inputs; with `timing`, the first case is what is timed."""
+    """What to execute. Each of `cases` is one set of inputs; with `timing`, the first case is what is timed.
+
+    Tensors have the dtypes of `signature.inputs` and `signature.outputs`; `signature.casts` is done by the executor.
+    """
 
     schema_version: Literal[1] = 1
     artifact: str
     format: str
     runtime: str
     compute_unit: Literal["cpu", "gpu", "npu", "all"] = "cpu"
-    threads: int = 1
+    threads: Annotated[int, Field(ge=1)] = 1
     signature: Signature
-    cases: tuple[tuple[TensorFile, ...], ...]
+    cases: Annotated[tuple[tuple[TensorFile, ...], ...], Field(min_length=1)]
     return_outputs: bool = True
     timing: Timing | None = None
 
 
 class Failure(_Record):
-    """Where and why a job failed."""
+    """Where and why a job failed; `log` is the end of what the process printed, where that helps.
 
-    stage: Literal["read", "load", "run", "write", "crash", "timeout"]
+    `job`: it could not be read, or asks for what cannot be done. `crash`: the process ended without a result.
+    `timeout`: it was stopped at its time limit. `device`: the device could not be reached or was lost.
+    """
+
+    stage: Literal["job", "load", "run", "write", "crash", "timeout", "device"]
     message: str
+    log: str = ""
 
 
 class Device(_Record):
-    """What executed the job."""
+    """What executed the job.
+
+    `name` is for people ("Pixel 8"), `model` is the maker's code for it ("shiba", "iPhone16,1"), `processor` the CPU or
+    SoC, `machine` the instruction set ("arm64", "x86_64"), `id` tells it from others of its model where that is known.
+    """
 
     name: str
+    model: str = ""
     os: str
     machine: str
     processor: str
     cores: int
+    memory_bytes: int | None = None
+    id: str = ""
 
 
 class StateSample(_Record):
-    """Thermal and power state at one moment, where the target knows them."""
+    """The executor's and the device's state at one moment; None is what the target does not know.
 
-    at_ns: int
+    `at_ns` counts from the job's start; `after_samples` is how many timed samples lay before. `thermal` is the
+    platform's own word ("nominal", "light"); `memory_bytes` is what the process has resident then.
+    """
+
+    at_ns: Count
+    after_samples: Count = 0
+    memory_bytes: int | None = None
     thermal: str | None = None
-    power: str | None = None
+    temperature_celsius: float | None = None
+    power: Literal["battery", "external"] | None = None
+    battery_percent: float | None = None
+    low_power_mode: bool | None = None
 
 
 class Result(_Record):
-    """What came of a job. With an `error`, whatever was measured before it is kept."""
+    """What came of a job. With an `error`, whatever was measured before it is kept.
+
+    Times are given only for a job with `timing`. `load_ns` is from a file on disk to a session that can run;
+    `compile_ns` is a compilation on the device before it, where the platform has one (Core ML). `first_run_ns` is the
+    first run of the first case. `samples_ns` holds every timed run, `warmup_ns` those before them.
+    `instructions_per_inference` is counted by an emulator. `runtime_versions` is by distribution.
+    """
 
     schema_version: Literal[1] = 1
     basis: Basis
@@ -96,11 +142,13 @@ class Result(_Record):
     runtime: str
     runtime_versions: dict[str, str]
     reference: bool = False
-    load_ns: int | None = None
-    first_run_ns: int | None = None
-    warmup_ns: tuple[int, ...] = ()
-    samples_ns: tuple[int, ...] = ()
-    peak_memory_bytes: int | None = None
+    compile_ns: Count | None = None
+    load_ns: Count | None = None
+    first_run_ns: Count | None = None
+    warmup_ns: tuple[Count, ...] = ()
+    samples_ns: tuple[Count, ...] = ()
+    instructions_per_inference: Count | None = None
+    peak_memory_bytes: Count | None = None
     peak_memory_method: str = ""
     states: tuple[StateSample, ...] = ()
     outputs: tuple[tuple[TensorFile, ...], ...] = ()
