@@ -1,6 +1,6 @@
 """The artifacts of a folder: what `check` and `bench` walk over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +42,16 @@ class ArtifactFolder:
         return self.manifest.recipe.name if self.manifest else self.folder.name.rpartition("-")[2]
 
 
-def find(folder: Path) -> list[ArtifactFolder]:
-    """Every artifact below `folder`. Raises `HandheldError` if there is none."""
+def find(folder: Path, only: Collection[str] | None = None) -> list[ArtifactFolder]:
+    """Every artifact below `folder`; with `only`, those whose own folder has one of these names.
+
+    Raises `HandheldError` if there is none.
+    """
     if not folder.is_dir():
         raise HandheldError(f"no folder at {folder}.", hint="Type: handheld export MODEL --out " + str(folder))
     found = [_read(path.parent) for path in sorted(folder.rglob(MANIFEST)) if not _hidden(path, folder)]
+    if only is not None:
+        found = [artifact for artifact in found if artifact.folder.name in only]
     if not found:
         raise HandheldError(
             f"no artifacts below {folder} (expected a {MANIFEST} beside each).",

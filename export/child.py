@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from handheld.errors import HandheldError
 from handheld.export import files
-from handheld.export.formats.base import Inspection, Options, Signature
+from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.manifest import Boundary, ProgramRecord, Stage, Work
 from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
 from handheld.export.recipe import Recipe
@@ -61,6 +61,17 @@ class ForeignRequest(_Record):
     recipe: Recipe
 
 
+class InspectRequest(_Record):
+    """Read a converted file without running it."""
+
+    task: Literal["inspect"] = "inspect"
+    path: Path
+    format: str
+
+
+Request = TraceRequest | ConvertRequest | ForeignRequest | InspectRequest
+
+
 class Failed(_Record):
     """Why a task could not be done."""
 
@@ -84,6 +95,7 @@ class Reply(_Record):
     failed: Failed | None = None
     program: ProgramRecord | None = None
     converted: Converted | None = None
+    inspection: Inspection | None = None
 
 
 def work_since(start: float) -> Work:
@@ -122,12 +134,7 @@ def trace(request: TraceRequest, folder: Path, start: float) -> Reply:
 
 def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     """Leave the artifact in `folder`."""
-    from handheld.export import formats
-
-    target = formats.get(request.format)
-    for name in target.blocked_imports:
-        sys.modules[name] = None  # type: ignore[assignment]
-
+    target = _format(request.format)
     from handheld.export import rewrites
     from handheld.export.program import Program
     from handheld.export.stages import stage_of
@@ -155,6 +162,21 @@ def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:
     return Reply(converted=Converted(signature=signature, inspection=inspection, work=work_since(start)))
 
 
+def inspect(request: InspectRequest, folder: Path, start: float) -> Reply:  # noqa: ARG001 one shape for all tasks
+    """Only read."""
+    return Reply(inspection=_format(request.format).inspect(request.path))
+
+
+def _format(name: str) -> Format:
+    """The format, with what its converter would import and does not need kept out."""
+    from handheld.export import formats
+
+    target = formats.get(name)
+    for module in target.blocked_imports:
+        sys.modules[module] = None  # type: ignore[assignment]
+    return target
+
+
 def installed_versions(distributions: tuple[str, ...]) -> dict[str, str]:
     """Distribution -> version, for those that are installed."""
     found = {}
@@ -170,10 +192,13 @@ def main(folder: Path) -> None:
     """Do the task in `folder`, and leave a reply whatever happens."""
     start = time.monotonic()
     die_with_parent()
-    request = TypeAdapter[TraceRequest | ConvertRequest | ForeignRequest](
-        TraceRequest | ConvertRequest | ForeignRequest
-    ).validate_json((folder / REQUEST).read_text())
-    tasks: dict[str, Callable[..., Reply]] = {"trace": trace, "convert": convert, "foreign": foreign}
+    request: Request = TypeAdapter(Request).validate_json((folder / REQUEST).read_text())
+    tasks: dict[str, Callable[..., Reply]] = {
+        "trace": trace,
+        "convert": convert,
+        "foreign": foreign,
+        "inspect": inspect,
+    }
     try:
         with files.disk_errors(folder):
             reply = tasks[request.task](request, folder, start)

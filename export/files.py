@@ -24,30 +24,46 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_hashes(path: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 for every file of a bundle (`""` -> SHA-256 for a plain file)."""
-    if path.is_file():
-        return {"": sha256_of_file(path)}
-    return {str(f.relative_to(path)): sha256_of_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 for every file below a folder."""
+    return {str(f.relative_to(folder)): sha256_of_file(f) for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def sha256_of(path: Path) -> str:
-    """One SHA-256 for a file or a bundle: a bundle's is over its files' paths and hashes."""
-    hashes = file_hashes(path)
-    return hashes[""] if "" in hashes else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+def parts(artifact: Path) -> list[Path]:
+    """The files that an artifact consists of: itself, a bundle's files, or a file with its weights beside (`.data`)."""
+    if artifact.is_dir():
+        return sorted(f for f in artifact.rglob("*") if f.is_file())
+    beside = artifact.with_name(f"{artifact.name}.data")
+    return [artifact, beside] if beside.is_file() else [artifact]
 
 
-def size_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files of a bundle."""
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+def sha256_of(artifact: Path) -> str:
+    """One SHA-256 for an artifact: the file's own, or, if it has several parts, over their paths and hashes."""
+    if (files := parts(artifact)) == [artifact]:
+        return sha256_of_file(artifact)
+    hashes = {str(f.relative_to(artifact.parent)): sha256_of_file(f) for f in files}
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+def size_bytes(artifact: Path) -> int:
+    """Bytes of all parts of an artifact."""
+    return sum(part.stat().st_size for part in parts(artifact))
 
 
 def write_record(path: Path, record: BaseModel) -> None:
     """Write JSON to `path` in one step: readers see the old file or the new one."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step."""
     with disk_errors(path):
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(record.model_dump_json(indent=2) + "\n")
-        temporary.replace(path)
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:

@@ -91,6 +91,12 @@ class ExportReport(_Record):
     weight_bytes: int | None
     cells: tuple[Cell, ...]
 
+    @property
+    def exit_code(self) -> int:
+        """2 if a format failed or was refused, or nothing could be made at all; else 0."""
+        good = [cell for cell in self.cells if cell.ok or cell.status == "planned"]
+        return 2 if not good or any(cell.status in ("failed", "refused") for cell in self.cells) else 0
+
 
 @dataclass(frozen=True)
 class Request:
@@ -397,7 +403,7 @@ def missing(target: Format) -> str | None:
 
 
 def disk_refusal(place: Path, weight_bytes: int) -> str | None:
-    """Why `place` has no room for an artifact, if it has none: one may be half again as large as the float32 weights."""
+    """Why `place` has no room for an artifact, if it has none: one may be 1.5 times the size of the weights."""
     nearest = next(p for p in (place, *place.resolve().parents) if p.exists())
     free, need = shutil.disk_usage(nearest).free, int(1.5 * weight_bytes)
     if free >= need:

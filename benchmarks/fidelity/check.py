@@ -4,7 +4,7 @@ Needs neither torch nor the model's source. Each artifact runs in a child proces
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +18,14 @@ from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Manifest
+from handheld.export.metrics import Array
 from handheld.runtimes import targets
-from handheld.runtimes.job import Basis, Job, Result
+from handheld.runtimes.job import Basis, Result
+from handheld.runtimes.jobfolder import read_outputs, write_job
 from handheld.runtimes.targets import Target
+
+CHECK = "check.json"
+"""Where the last check of a folder lies, in that folder."""
 
 Status = Literal["passed", "failed", "error", "not run"]
 
@@ -80,9 +85,12 @@ def check(
     on: Sequence[str] = ("host",),
     threads: int = 2,
     timeout: float = 600,
+    only: Collection[str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> CheckReport:
-    """Check every artifact below `folder` on each target. A cell that cannot run says why; the others complete.
+    """Check every artifact below `folder` on each target; with `only`, those in folders of these names.
+
+    A cell that cannot run says why; the others complete.
 
     Raises `HandheldError` if there is nothing to check, or for an unknown format or target.
     """
@@ -92,14 +100,16 @@ def check(
     chosen = [targets.get(name) for name in on]
     cells = []
     for target in chosen:
-        for found in find(folder):
+        for found in find(folder, only):
             progress(found.name, "started")
             cell = _check(found, target, threads, timeout)
             progress(found.name, cell.status)
             cells.append(cell)
     ran = {cell.format for cell in cells if cell.status in ("passed", "failed")}
     lacking = tuple(name for name in wanted if name not in ran)
-    return CheckReport(folder=folder, cells=tuple(cells), required_but_not_run=lacking)
+    report = CheckReport(folder=folder, cells=tuple(cells), required_but_not_run=lacking)
+    files.write_record(folder / CHECK, report)
+    return report
 
 
 def _check(found: ArtifactFolder, target: Target, threads: int, timeout: float) -> CheckCell:
@@ -128,7 +138,7 @@ def _run(
         return cell.model_copy(update={"status": "not run", "reason": reason, "runtime": runtime.name})
     limit = tolerance(manifest.recipe.weights).psnr_db
     altered = files.sha256_of(found.artifact) != manifest.sha256
-    result, outputs = execute(found, manifest, golden, target, threads, timeout)
+    result, outputs = _execute(found, manifest, golden, target, threads, timeout)
     cell = cell.model_copy(
         update={
             "basis": result.basis,
@@ -164,10 +174,20 @@ def _case(golden: GoldenData, index: int) -> str:
     return f"case {index} ({case.kind if case.kind == 'stored' else f'{case.kind}, seed {case.seed}'})"
 
 
-def execute(
+def _execute(
     found: ArtifactFolder, manifest: Manifest, golden: GoldenData, target: Target, threads: int, timeout: float
-) -> tuple[Result, list[dict[str, files.Array]]]:
-    """Run all golden cases of an artifact on a target."""
-    runtime = runtimes.for_format(manifest.format)
+) -> tuple[Result, list[dict[str, Array]]]:
+    """Run all golden cases of an artifact on a target; no outputs if the result has an error."""
     with tempfile.TemporaryDirectory(prefix="handheld-check-") as place:
-        ...
+        folder = Path(place)
+        write_job(
+            folder,
+            found.artifact,
+            format=manifest.format,
+            runtime=runtimes.for_format(manifest.format).name,
+            signature=manifest.signature,
+            cases=[golden.inputs(index) for index in range(len(golden.record.cases))],
+            threads=threads,
+        )
+        result = target.run(folder, timeout)
+        return result, [] if result.error else read_outputs(folder, result)

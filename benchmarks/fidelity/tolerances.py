@@ -27,7 +27,7 @@ TABLE: dict[str, Tolerance] = {
 }
 
 TOP1_MARGIN = 0.05
-"""Top-1 must agree wherever the reference's two best scores differ by at least this: closer ones may swap by rounding."""
+"""Top-1 must agree where the reference's two best scores differ by at least this: closer ones may swap by rounding."""
 
 
 def tolerance(weights: str) -> Tolerance:

@@ -12,8 +12,8 @@ RESAMPLES = 1000
 class Summary:
     """Statistics of latencies in nanoseconds.
 
-    `low_ns` and `high_ns` bound the median's 95 % confidence interval (percentile bootstrap, seeded). `p90_ns` is None with fewer
-    than 50 samples: a percentile p needs n·(1 − p) ≥ 5. `variation` is the standard deviation over the mean.
+    `low_ns` and `high_ns` bound the median's 95 % confidence interval (percentile bootstrap, seeded). `p90_ns` is None
+    with fewer than 50 samples: a percentile p needs n·(1 − p) ≥ 5. `variation` is the standard deviation over the mean.
     """
 
     count: int

@@ -1,0 +1,130 @@
+"""The verbs, as functions: what the command line calls, and what Python callers use as `handheld.ship(...)` and so on.
+
+Importing this module imports neither torch nor a converter; neither does calling it: those run in child processes.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+from pydantic import BaseModel, ConfigDict
+
+from handheld.benchmarks.fidelity.check import CheckReport, check
+from handheld.benchmarks.latency.bench import BenchReport, bench
+from handheld.benchmarks.report.summary import report
+from handheld.errors import HandheldError
+from handheld.export import run as exporting
+from handheld.export.formats.base import Options
+from handheld.export.run import ExportReport, Request
+from handheld.export.show import show
+from handheld.models.source import refer
+from handheld.models.spec import Preprocessing
+from handheld.runtimes.run import run
+
+Progress = Callable[[str, str], None]
+"""Called with what is worked on, and what has just become of it."""
+
+
+class ExportOptions(TypedDict, total=False):
+    """What an export may be asked for; everything has a default."""
+
+    to: Sequence[str]
+    """Formats; all five if left out."""
+    recipe: str
+    """`default`, `fp32` or `fp16`."""
+    out: Path | str
+    checkpoint: Path | str | None
+    inputs: Sequence[str]
+    """Texts such as `image=1x3x224x224:float32`."""
+    layout: Literal["nchw", "nhwc"]
+    bake_preprocessing: bool
+    """Take uint8 pictures; scaling, mean and std go into the graph."""
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    """Of pictures in [0, 1]; the model's own if left out."""
+    deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"]
+    jobs: int
+    timeout: float
+    """Seconds, for each conversion."""
+    dry_run: bool
+    trust: bool
+    """Open a `.pt2` that holds pickled objects: they may run code."""
+
+
+class ShipReport(BaseModel):
+    """Everything that `ship` did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    export: ExportReport
+    check: CheckReport
+    bench: BenchReport
+
+    @property
+    def exit_code(self) -> int:
+        """The check's, or 2 if an export or a measurement could not be done."""
+        return self.check.exit_code or self.export.exit_code or self.bench.exit_code
+
+
+def export(model: str, *, progress: Progress = lambda *_: None, **options: Unpack[ExportOptions]) -> ExportReport:
+    """Convert `model` to each of the formats, below the folder `out`.
+
+    `model` is a zoo name, `file.py:function`, `timm:NAME`, a `.pt2`, an `.onnx`, a Keras file or a SavedModel folder.
+    A format that fails is in the report with its reason. Raises `HandheldError` if nothing can be done at all.
+    """
+    return exporting.export(_request(model, options), progress)
+
+
+def ship(
+    model: str,
+    *,
+    profile: str = "smoke",
+    threads: int = 2,
+    progress: Progress = lambda *_: None,
+    **options: Unpack[ExportOptions],
+) -> ShipReport:
+    """Export, check, bench, and write `report.md` and `report.json` beside the artifacts."""
+    exported = exporting.export(_request(model, options), progress)
+    if not (made := [cell.name for cell in exported.cells if cell.ok]):
+        reasons = "".join(f"\n  {cell.name}: {cell.reason}" for cell in exported.cells)
+        raise HandheldError(f"nothing could be exported, so there is nothing to check.{reasons}")
+    checked = check(exported.folder, only=made, progress=progress)
+    measured = bench(exported.folder, only=made, profile=profile, threads=(threads,), progress=progress)
+    report(exported.folder)
+    return ShipReport(export=exported, check=checked, bench=measured)
+
+
+def _request(model: str, options: ExportOptions) -> Request:
+    checkpoint = options.get("checkpoint")
+    return Request(
+        model=refer(
+            model,
+            checkpoint=Path(checkpoint) if checkpoint else None,
+            inputs=options.get("inputs", ()),
+            trust=options.get("trust", False),
+        ),
+        to=tuple(options.get("to") or exporting.ALL),
+        recipe=options.get("recipe", "default"),
+        out=Path(options.get("out", "out")),
+        layout=options.get("layout", "nchw"),
+        bake=options.get("bake_preprocessing", False),
+        picture=_picture(options.get("mean"), options.get("std")),
+        options=Options(deployment_target=options.get("deployment_target", "iOS17")),
+        jobs=options.get("jobs", 2),
+        timeout=options.get("timeout", 3600),
+        dry_run=options.get("dry_run", False),
+    )
+
+
+def _picture(mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocessing | None:
+    if not mean and not std:
+        return None
+    if not mean or not std or len(mean) != len(std) or not all(std):
+        raise HandheldError(
+            f"mean is {list(mean or [])}, std is {list(std or [])}; expected one of each per channel, and no std of 0."
+        )
+    return Preprocessing(tuple(mean), tuple(std))
+
+
+__all__ = ["ExportOptions", "ShipReport", "bench", "check", "export", "report", "run", "ship", "show"]

@@ -1,0 +1,447 @@
+"""The command line: parses, calls the verbs, prints. Nothing heavy is imported before a command needs it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from handheld.errors import HandheldError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+COULD_NOT = 2
+"""The exit code when something could not be done; 1 is a parity failure."""
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="handheld",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Lands neural networks on phones: exports a model to Core ML, Core AI, LiteRT, ExecuTorch and ONNX, proves "
+    "that every file computes what the model computes, measures it, and reports.",
+    epilog="Start with: handheld ship efficientformerv2_s0",
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A zoo name (see `handheld models`), FILE.py:FUNCTION, timm:NAME, a .pt2, an .onnx, a .keras file or a "
+        "SavedModel folder.",
+    ),
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `handheld export` or `ship` wrote.")]
+ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A converted file, or its folder.")]
+To = Annotated[
+    str,
+    typer.Option(
+        help="Formats, separated by commas: coreml, coreai, litert (or tflite), executorch, executorch-coreml, onnx."
+    ),
+]
+RecipeName = Annotated[str, typer.Option("--recipe", help="default, fp32 or fp16; see `handheld recipes`.")]
+Out = Annotated[Path, typer.Option(help="Where the artifacts go.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights for a zoo or timm model: .safetensors, or .pt/.pth with tensors only.")
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="NAME=SHAPE[:DTYPE[:HIGH]], for example image=1x3x224x224 or ids=1x77:int64:49408."),
+]
+Layout = Annotated[
+    Literal["nchw", "nhwc"], typer.Option(help="Of image inputs and outputs; the weights stay as the runtime likes.")
+]
+Bake = Annotated[
+    bool, typer.Option("--bake-preprocessing", help="Take uint8 pictures: scaling, mean and std go into the file.")
+]
+Mean = Annotated[str | None, typer.Option(help="Per channel, of pictures in [0, 1]: 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Per channel, of pictures in [0, 1]: 0.229,0.224,0.225.")]
+DeploymentTarget = Annotated[
+    Literal["iOS15", "iOS16", "iOS17", "iOS18"], typer.Option(help="The oldest iOS that the Core ML file must run on.")
+]
+Jobs = Annotated[int, typer.Option(min=1, help="Conversions at a time.")]
+Timeout = Annotated[float, typer.Option(help="Seconds until a conversion or a run is stopped.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, with estimated memory; convert nothing.")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Open a .pt2 that may run code: only if you know who made it.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
+Profile = Annotated[str, typer.Option(help="How long to measure: smoke, ci or report.")]
+On = Annotated[str, typer.Option(help="Targets, separated by commas; see `handheld devices`.")]
+
+
+@contextmanager
+def _speaking() -> Iterator[None]:
+    """Errors become sentences and exit codes."""
+    try:
+        yield
+    except HandheldError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left; run it again to go on.", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error for a person and exit with 2."""
+    print(f"handheld: {message}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(COULD_NOT)
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def _document(record: "BaseModel") -> None:
+    _print(record.model_dump_json(indent=2))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(text: str | None, what: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(number) for number in _names(text)) if text else None
+    except ValueError:
+        raise HandheldError(f"cannot read --{what} {text!r}.", hint=f"Type: --{what} 0.5,0.5,0.5") from None
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "handheld export efficientformerv2_s0\n\n"
+    "handheld export my_net.py:build --to coreml,litert --recipe fp16 --out out\n\n"
+    "handheld export timm:mobilenetv3_small_100 --to onnx --layout nhwc --bake-preprocessing"
+)
+def export(
+    model: Model,
+    to: To = "coreml,coreai,litert,executorch,onnx",
+    recipe: RecipeName = "default",
+    out: Out = Path("out"),
+    checkpoint: Checkpoint = None,
+    inputs: Input = None,
+    layout: Layout = "nchw",
+    bake_preprocessing: Bake = False,
+    mean: Mean = None,
+    std: Std = None,
+    deployment_target: DeploymentTarget = "iOS17",
+    jobs: Jobs = 2,
+    timeout: Timeout = 3600,
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Convert a model to each format, each in a process of its own, with a manifest beside every file."""
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.export(
+                model,
+                to=_names(to),
+                recipe=recipe,
+                out=out,
+                checkpoint=checkpoint,
+                inputs=inputs or (),
+                layout=layout,
+                bake_preprocessing=bake_preprocessing,
+                mean=_numbers(mean, "mean"),
+                std=_numbers(std, "std"),
+                deployment_target=deployment_target,
+                jobs=jobs,
+                timeout=timeout,
+                dry_run=dry_run,
+                trust=trust,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_export(console(), done)
+        raise typer.Exit(done.exit_code)
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "handheld ship efficientformerv2_s0\n\n"
+    "handheld ship my_net.py:build --recipe fp16 --out out --json"
+)
+def ship(
+    model: Model,
+    to: To = "coreml,coreai,litert,executorch,onnx",
+    recipe: RecipeName = "default",
+    out: Out = Path("out"),
+    checkpoint: Checkpoint = None,
+    inputs: Input = None,
+    layout: Layout = "nchw",
+    bake_preprocessing: Bake = False,
+    mean: Mean = None,
+    std: Std = None,
+    deployment_target: DeploymentTarget = "iOS17",
+    jobs: Jobs = 2,
+    timeout: Timeout = 3600,
+    trust: Trust = False,
+    profile: Profile = "smoke",
+    threads: Threads = 2,
+    json: Json = False,
+) -> None:
+    """Export, check, bench, report: the main job."""
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.ship(
+                model,
+                to=_names(to),
+                recipe=recipe,
+                out=out,
+                checkpoint=checkpoint,
+                inputs=inputs or (),
+                layout=layout,
+                bake_preprocessing=bake_preprocessing,
+                mean=_numbers(mean, "mean"),
+                std=_numbers(std, "std"),
+                deployment_target=deployment_target,
+                jobs=jobs,
+                timeout=timeout,
+                trust=trust,
+                profile=profile,
+                threads=threads,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_ship(console(), done)
+        raise typer.Exit(done.exit_code)
+
+
+@app.command(
+    epilog="**Examples**\n\nhandheld check out\n\nhandheld check out --require coreai,litert,onnx --json\n\n"
+    "Exit codes: 0 every cell that ran passed and at least one ran; 1 a parity failure; 2 it could not be done."
+)
+def check(
+    folder: Folder,
+    require: Annotated[str, typer.Option(help="Formats that must run, separated by commas.")] = "",
+    on: On = "host",
+    threads: Threads = 2,
+    timeout: Timeout = 600,
+    json: Json = False,
+) -> None:
+    """Run every artifact on its golden inputs and compare with the model's own outputs. Needs no torch."""
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.check(
+                folder, require=_names(require), on=_names(on), threads=threads, timeout=timeout, progress=progress
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_check(console(), done)
+        raise typer.Exit(done.exit_code)
+
+
+@app.command(epilog="**Examples**\n\nhandheld bench out\n\nhandheld bench out --profile ci --threads 1 --threads 2")
+def bench(
+    folder: Folder,
+    on: On = "host",
+    profile: Profile = "ci",
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be given several times.")] = None,
+    timeout: Timeout = 1200,
+    json: Json = False,
+) -> None:
+    """Measure the latency of every artifact whose runtime is no reference. Every number says its basis."""
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.bench(
+                folder,
+                on=_names(on),
+                profile=profile,
+                threads=tuple(threads or (2,)),
+                timeout=timeout,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_bench(console(), done)
+        raise typer.Exit(done.exit_code)
+
+
+@app.command(epilog="**Examples**\n\nhandheld report out --out report.md\n\nhandheld report out --out report.json")
+def report(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="A .md or .json file; both, in DIR, if left out.")] = None,
+    json: Json = False,
+) -> None:
+    """Write what the last export, check and bench of a folder found."""
+    with _speaking():
+        from handheld import api
+
+        written = api.report(folder, out=out)
+        if json:
+            _document(written.summary)
+        else:
+            for path in written.files:
+                _print(str(path))
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "handheld run out/efficientformerv2_s0/onnx-fp32 --input image=cat.png --top 5\n\n"
+    "handheld run model.tflite --input image=x.npy --output y.npz"
+)
+def run(
+    artifact: ArtifactPath,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="NAME=FILE: an .npy, an .npz, or a picture (PNG, JPEG).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npy or .npz.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Print the best classes of the first output.")] = 0,
+    threads: Threads = 2,
+    timeout: Timeout = 600,
+    json: Json = False,
+) -> None:
+    """Run one artifact on inputs of yours."""
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import console
+
+        done = api.run(artifact, inputs or (), output=output, top=top, threads=threads, timeout=timeout)
+        if json:
+            _document(done)
+        else:
+            views.show_run(console(), done)
+
+
+@app.command(
+    epilog="**Examples**\n\nhandheld show out/efficientformerv2_s0/executorch-fp32\n\nhandheld show model.onnx"
+)
+def show(artifact: ArtifactPath, json: Json = False) -> None:
+    """What an artifact is: inputs, outputs, operators, what stays outside the delegate, weights, versions."""
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import console
+
+        shown = api.show(artifact)
+        if json:
+            _document(shown)
+        else:
+            views.show_artifact(console(), shown)
+
+
+@app.command(epilog="**Examples**\n\nhandheld models\n\nhandheld models --json")
+def models(json: Json = False) -> None:
+    """The zoo: parameters, MACs, inputs, papers, and published latencies with their sources."""
+    with _speaking():
+        from handheld import views
+        from handheld.console import console
+
+        if json:
+            _print(views.models_json())
+        else:
+            views.show_models(console())
+
+
+@app.command(epilog="**Example**\n\nhandheld recipes")
+def recipes(json: Json = False) -> None:
+    """The recipes, and how each format makes them."""
+    with _speaking():
+        from handheld import views
+        from handheld.console import console
+
+        if json:
+            _print(views.recipes_json())
+        else:
+            views.show_recipes(console())
+
+
+@app.command(epilog="**Example**\n\nhandheld devices")
+def devices(json: Json = False) -> None:
+    """The targets that can execute artifacts from here, and the basis of numbers obtained on each."""
+    with _speaking():
+        from handheld import views
+        from handheld.console import console
+
+        if json:
+            _print(views.devices_json())
+        else:
+            views.show_devices(console())
+
+
+@app.command(epilog="**Example**\n\nhandheld doctor")
+def doctor(json: Json = False) -> None:
+    """Which formats and runtimes this environment has, at which versions, and what to type for the rest."""
+    with _speaking():
+        from handheld import views
+        from handheld.console import console
+        from handheld.doctor import examine
+
+        found = examine()
+        if json:
+            _document(found)
+        else:
+            views.show_doctor(console(), found)
+
+
+@app.command(epilog="**Examples**\n\nhandheld cache\n\nhandheld cache --prune --unused-days 30")
+def cache(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove entries.")] = False,
+    unused_days: Annotated[float, typer.Option(min=0, help="Only those not used for so many days.")] = 0,
+    json: Json = False,
+) -> None:
+    """List or prune finished conversions that are kept for the next time."""
+    with _speaking():
+        from handheld import views
+        from handheld.console import console
+        from handheld.export.cache import Cache
+
+        store = Cache()
+        entries = store.prune(unused_seconds=unused_days * 86400) if prune else store.entries()
+        if json:
+            _print(views.cache_json(store, entries))
+        else:
+            views.show_cache(console(), store, entries, pruned=prune)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from handheld import __version__
+
+        _print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print handheld's version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> Any:
+    """The `handheld` command."""
+    return app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""Tables of what the verbs found. Every figure says how it was obtained."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from handheld.benchmarks.fidelity.check import CheckCell, CheckReport
+from handheld.benchmarks.latency.bench import BenchCell, BenchReport
+from handheld.console import styled, table
+from handheld.export import formats, recipe
+from handheld.export.cache import Cache, Entry
+from handheld.export.formats.base import Inspection
+from handheld.export.run import Cell, ExportReport
+from handheld.export.show import Shown
+from handheld.models import zoo
+from handheld.models.spec import ModelSpec
+from handheld.runtimes import host, targets
+from handheld.runtimes.run import RunReport
+
+if TYPE_CHECKING:
+    from handheld.api import ShipReport
+    from handheld.doctor import Examination
+
+
+def _mb(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.2f}"
+
+
+def _reasons(out: Console, reasons: Iterable[tuple[str, str | None]]) -> None:
+    for name, reason in reasons:
+        if reason:
+            out.print(f"{name}: {reason}", soft_wrap=True)
+
+
+def show_export(out: Console, done: ExportReport) -> None:
+    """What became of each format."""
+    planned = any(cell.status == "planned" for cell in done.cells)
+    columns = ["artifact", "status", ">size MB", ">conversion s", ">peak MB" if not planned else ">estimated peak MB"]
+    rows = [
+        [
+            cell.name,
+            styled(cell.status),
+            _mb(cell.size_bytes),
+            "–" if cell.seconds is None else f"{cell.seconds:.1f}",
+            _mb(cell.estimated_memory_bytes if planned else cell.peak_memory_bytes),
+        ]
+        for cell in done.cells
+    ]
+    caption = "" if planned else "conversion: measured on host when it was made, its child process alone"
+    out.print(table(f"{done.model} · weights: {done.weights}", columns, rows, caption=caption))
+    _reasons(out, [(cell.name, cell.reason) for cell in done.cells])
+    _remaining(out, done.cells)
+    if not planned:
+        out.print(f"Artifacts: {done.folder}", soft_wrap=True)
+
+
+def _remaining(out: Console, cells: Sequence[Cell]) -> None:
+    good = [cell.format for cell in cells if cell.ok]
+    if good and any(cell.status == "failed" for cell in cells):
+        out.print(f"Formats that remain: {', '.join(good)}")
+
+
+def show_check(out: Console, done: CheckReport) -> None:
+    """Whether each artifact computes what the model computes."""
+    rows = [[cell.name, *_parity(cell), styled(cell.status), cell.runtime or "–", cell.target] for cell in done.cells]
+    columns = [
+        "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", "check", "runtime", "target",
+    ]  # fmt: skip
+    out.print(table("Check", columns, rows, caption=_how_checked(done.cells)))
+    _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells])
+    if done.required_but_not_run:
+        out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
+
+
+def _reason(cell: CheckCell) -> str | None:
+    altered = "altered: the file is not the one that its manifest describes" if cell.altered else None
+    return "; ".join(filter(None, (altered, cell.reason))) or None
+
+
+def _parity(cell: CheckCell) -> list[str]:
+    if not cell.parity:
+        return ["–"] * 4
+    p = cell.parity
+    top1 = "–" if p.top1_agreed is None else f"{p.top1_agreed}/{p.top1_decidable}"
+    return [f"{p.psnr_db:.1f}", f"{cell.limit_db:.0f}", f"{p.max_error:.2g}", top1]
+
+
+def _how_checked(cells: Sequence[CheckCell]) -> str:
+    ran = [cell for cell in cells if cell.parity]
+    if not ran or not ran[0].parity:
+        return ""
+    return (
+        f"PSNR: the worst of {ran[0].parity.cases} golden inputs, range = largest magnitude of the reference "
+        f"({ran[0].reference}); weights: {ran[0].weights}; basis: {ran[0].basis}"
+    )
+
+
+def show_bench(out: Console, done: BenchReport) -> None:
+    """Latencies."""
+    columns = [
+        "artifact", "status", ">median ms", "95 % interval", ">n", ">load ms", ">first ms", ">peak MB", ">threads",
+        "basis",
+    ]  # fmt: skip
+    out.print(table("Latency", columns, [_latency(cell) for cell in done.cells], caption=_how_measured(done)))
+    _reasons(out, [(cell.name, cell.reason) for cell in done.cells])
+    measured = [cell for cell in done.cells if cell.measurement]
+    _reasons(out, [(cell.name, cell.measurement.caution()) for cell in measured if cell.measurement])
+
+
+def _latency(cell: BenchCell) -> list[str]:
+    m = cell.measurement
+    if not m:
+        return [cell.name, cell.status, *["–"] * 6, str(cell.threads), "–"]
+    s = m.summary()
+    return [
+        cell.name,
+        cell.status,
+        f"{s.median_ns / 1e6:.2f}",
+        f"{s.low_ns / 1e6:.2f}–{s.high_ns / 1e6:.2f}",
+        str(s.count),
+        f"{m.load_ns / 1e6:.0f}",
+        f"{m.first_run_ns / 1e6:.1f}",
+        _mb(m.peak_memory_bytes),
+        str(cell.threads),
+        m.basis,
+    ]
+
+
+def _how_measured(done: BenchReport) -> str:
+    measured = [cell.measurement for cell in done.cells if cell.measurement]
+    if not measured:
+        return ""
+    device = measured[0].device
+    return (
+        f"medians with bootstrap intervals, profile {done.profile}; {device.processor or device.name}, {device.cores} "
+        f"cores, {device.os}. Measured on this host: they say nothing of a phone."
+    )
+
+
+def show_ship(out: Console, done: "ShipReport") -> None:
+    """One row per format: made, checked, measured."""
+    checks = {(cell.format, cell.recipe): cell for cell in done.check.cells}
+    benches = {(cell.format, cell.recipe): cell for cell in done.bench.cells}
+    rows = []
+    for cell in done.export.cells:
+        checked, measured = checks.get((cell.format, cell.recipe)), benches.get((cell.format, cell.recipe))
+        summary = measured.measurement.summary() if measured and measured.measurement else None
+        rows.append(
+            [
+                cell.name,
+                styled(cell.status),
+                _mb(cell.size_bytes),
+                "–" if cell.seconds is None else f"{cell.seconds:.1f}",
+                *((_parity(checked)[i] for i in (0, 1, 3)) if checked else ["–"] * 3),
+                styled(checked.status) if checked else "–",
+                "–" if not summary else f"{summary.median_ns / 1e6:.2f}",
+                "–" if not summary else f"{summary.low_ns / 1e6:.2f}–{summary.high_ns / 1e6:.2f}",
+                measured.measurement.basis if measured and measured.measurement else "–",
+            ]
+        )
+    columns = [
+        "artifact", "export", ">size MB", ">conversion s", ">PSNR dB", ">limit", ">top-1", "check",
+        ">latency ms", "95 % interval", "basis",
+    ]  # fmt: skip
+    captions = filter(None, (_how_checked(done.check.cells), _how_measured(done.bench)))
+    out.print(
+        table(f"{done.export.model} · weights: {done.export.weights}", columns, rows, caption="\n".join(captions))
+    )
+    _reasons(out, [(cell.name, cell.reason) for cell in done.export.cells])
+    _reasons(out, [(f"check {cell.format}-{cell.recipe}", _reason(cell)) for cell in done.check.cells])
+    _reasons(
+        out,
+        [(f"bench {c.format}-{c.recipe}", c.reason) for c in done.bench.cells if c.status in ("error", "not timed")],
+    )
+    _remaining(out, done.export.cells)
+    out.print(f"Artifacts, manifests and report.md: {done.export.folder}", soft_wrap=True)
+
+
+def show_run(out: Console, done: RunReport) -> None:
+    """The outputs in figures, and the best classes."""
+    for name, how in done.inputs.items():
+        out.print(f"{name}: {how}", soft_wrap=True)
+    rows = [
+        [o.name, "x".join(map(str, o.shape)) or "scalar", o.dtype, f"{o.min:.6g}", f"{o.mean:.6g}", f"{o.max:.6g}",
+         str(o.not_finite)]
+        for o in done.outputs
+    ]  # fmt: skip
+    versions = ", ".join(f"{name} {version}" for name, version in done.runtime_versions.items())
+    columns = ["output", "shape", "dtype", ">min", ">mean", ">max", ">not finite"]
+    out.print(table(done.artifact.name, columns, rows, caption=f"{done.runtime} ({versions}) on {done.basis}"))
+    if done.top:
+        out.print(table("Best classes", [">class", ">score"], [[str(t.index), f"{t.score:.4f}"] for t in done.top]))
+    if done.written:
+        out.print(f"Outputs: {done.written}", soft_wrap=True)
+
+
+def show_artifact(out: Console, shown: Shown) -> None:
+    """Everything about one artifact."""
+    seen = shown.inspection
+    rows = [
+        ["file", str(shown.path) + (" (altered since its manifest was written)" if shown.altered else "")],
+        ["format", f"{formats.get(shown.format).title}"],
+        ["size", f"{shown.size_bytes / 1e6:.2f} MB"],
+        ["inputs", "\n".join(map(str, seen.inputs))],
+        ["outputs", "\n".join(map(str, seen.outputs))],
+        ["weights", ", ".join(f"{_mb(n)} MB {dtype}" for dtype, n in seen.weights.items()) or "–"],
+        ["fingerprint", seen.fingerprint or f"none: {seen.fingerprint_note}"],
+        *_delegation(seen),
+        *_origin(shown),
+    ]
+    out.print(table("", ["", ""], rows))
+    counts = sorted(seen.operators.items(), key=lambda item: (-item[1], item[0]))
+    total = sum(seen.operators.values())
+    out.print(table(f"{total} operators", ["operator", ">count"], [[name, str(n)] for name, n in counts]))
+
+
+def _delegation(seen: Inspection) -> list[list[str]]:
+    if not seen.delegates and not seen.outside_delegate:
+        return []
+    inside = ", ".join(f"{name}: {n} partition{'s' * (n != 1)}" for name, n in seen.delegates.items()) or "none"
+    outside = ", ".join(f"{name} {n}" for name, n in seen.outside_delegate.items()) or "nothing"
+    return [["delegates", inside], ["outside them", outside]]
+
+
+def _origin(shown: Shown) -> list[list[str]]:
+    m = shown.manifest
+    if not m:
+        return [["manifest", "none beside it"]]
+    stages = ", ".join(f"{stage.name} {stage.psnr_db:.1f} dB" for stage in m.stages) or "–"
+    return [
+        ["model", f"{m.model}, weights: {m.weights}"],
+        ["recipe", f"{m.recipe.name}: {formats.get(m.format).recipes[m.recipe.name]}"],
+        ["rewrites", ", ".join(f"{name} {n}" for name, n in m.rewrites.items() if n) or "none"],
+        ["parity before conversion", stages],
+        [
+            "conversion",
+            f"{m.conversion.seconds:.1f} s, peak {_mb(m.conversion.peak_memory_bytes)} MB (on {m.platform})",
+        ],
+        ["versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())],
+    ]
+
+
+def show_models(out: Console) -> None:
+    """The zoo."""
+    rows = [
+        [
+            spec.name,
+            f"{spec.parameters / 1e6:.2f} M",
+            f"{spec.macs / 1e9:.3f} G",
+            ", ".join(map(str, spec.inputs)),
+            spec.paper,
+            "\n".join(f"{p.latency_ms:g} ms · {p.device} · {p.source}" for p in spec.published) or "–",
+        ]
+        for spec in zoo.ZOO.values()
+    ]
+    columns = ["model", ">parameters", ">MACs", "input", "paper", "published latency (theirs, not measured by us)"]
+    out.print(table("", columns, rows))
+
+
+def models_json() -> str:
+    """The zoo as JSON."""
+    return json.dumps([_plain(spec) for spec in zoo.ZOO.values()], indent=2)
+
+
+def _plain(spec: ModelSpec) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "paper": spec.paper,
+        "parameters": spec.parameters,
+        "macs": spec.macs,
+        "inputs": [asdict(tensor) for tensor in spec.inputs],
+        "quality": spec.quality,
+        "preprocessing": asdict(spec.preprocessing) if spec.preprocessing else None,
+        "published": [asdict(published) for published in spec.published],
+    }
+
+
+def _recipe_rows() -> list[dict[str, str]]:
+    rows = []
+    for format_name, target in formats.FORMATS.items():
+        for name in recipe.RECIPES:
+            made = target.recipes.get(name) or f"not available: {target.unavailable.get(name, 'no such form')}"
+            default = "yes" if name == target.default_recipe else ""
+            rows.append({"format": format_name, "recipe": name, "default": default, "made": made})
+    return rows
+
+
+def show_recipes(out: Console) -> None:
+    """Recipes by format."""
+    for each in recipe.RECIPES.values():
+        out.print(f"{each.name}: {each.description}", soft_wrap=True)
+    rows = [list(row.values()) for row in _recipe_rows()]
+    out.print(table("", ["format", "recipe", "default", "how it is made"], rows))
+
+
+def recipes_json() -> str:
+    """Recipes by format, as JSON."""
+    return json.dumps(_recipe_rows(), indent=2)
+
+
+def _device_rows() -> list[dict[str, object]]:
+    device = host.device().model_dump()
+    return [{"target": name, "basis": str(target.basis), **device} for name, target in targets.TARGETS.items()]
+
+
+def show_devices(out: Console) -> None:
+    """Targets."""
+    rows = [[str(row[key]) for key in ("target", "basis", "processor", "cores", "os")] for row in _device_rows()]
+    out.print(table("", ["target", "basis of its numbers", "processor", ">cores", "system"], rows))
+
+
+def devices_json() -> str:
+    """Targets as JSON."""
+    return json.dumps(_device_rows(), indent=2)
+
+
+def show_doctor(out: Console, found: "Examination") -> None:
+    """What is here, and what to type for the rest."""
+    out.print(f"handheld {found.handheld}, Python {found.python}, {found.platform}")
+    rows = [
+        [
+            f"{c.kind} {c.name}",
+            "ready" if c.ready else "missing",
+            ", ".join(f"{name} {version}" for name, version in c.versions.items()) or "–",
+            c.advice or "",
+        ]
+        for c in found.capabilities
+    ]
+    out.print(table("", ["what", "state", "versions", "advice"], rows))
+    for warning in found.warnings:
+        out.print(f"warning: {warning}", soft_wrap=True)
+
+
+def show_cache(out: Console, store: Cache, entries: Sequence[Entry], *, pruned: bool) -> None:
+    """Entries, their sizes and last use."""
+    total = sum(entry.size_bytes for entry in entries) if not pruned else 0
+    rows = [] if pruned else [[e.kind, e.key[:16], _what(e.path), _mb(e.size_bytes)] for e in entries]
+    out.print(table(str(store.root), ["kind", "key", "what", ">size MB"], rows))
+    out.print(f"removed {len(entries)} entries" if pruned else f"{len(entries)} entries, {total / 1e6:.1f} MB")
+
+
+def _what(path: Path) -> str:
+    for name, key in (("manifest.json", "format"), ("program.json", "model")):
+        if (path / name).is_file():
+            facts = json.loads((path / name).read_text())
+            return (
+                f"{facts['model']} {facts['format']}-{facts['recipe']['name']}" if key == "format" else facts["model"]
+            )
+    return "–"
+
+
+def cache_json(store: Cache, entries: Sequence[Entry]) -> str:
+    """Entries as JSON."""
+    listed = [{"kind": entry.kind, "key": entry.key, "path": str(entry.path)} for entry in entries]
+    return json.dumps({"root": str(store.root), "entries": listed}, indent=2)
