@@ -30,6 +30,8 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS17"
+    image_input: str | None = None
+    """The uint8 input that Core ML shall take as a picture (RGB or grayscale) instead of a tensor; others ignore it."""
 
 
 class Signature(BaseModel):
