@@ -1,0 +1,57 @@
+# make demo   an environment, handheld with every format, one model shipped
+# make test   the same environment and the tests, as CI runs them
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two workers, each with one thread: converters and runtimes bring threads of their own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: demo test lint types tests test-slow kills versus wheel schemas clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/handheld ship efficientformerv2_s0 --out out
+
+test: lint types tests
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+tests: $(VENV)/dev.stamp
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/dev.stamp
+	$(PYTEST) -m slow
+
+# Side by side with each converter's defaults, on this machine: a quarter of an hour.
+versus: $(VENV)/dev.stamp
+	$(BIN)/python -m handheld.benchmarks.versus --out out/versus
+
+# The built wheel in an environment of its own, used from outside the checkout.
+wheel: $(VENV)/dev.stamp
+	rm -rf dist && $(BIN)/python -m build --wheel --outdir dist .
+	sh tests/wheel.sh $(PYTHON) dist/*.whl
+
+schemas: $(VENV)/dev.stamp
+	$(BIN)/python -m handheld.schemas
+
+$(VENV)/pip.stamp:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet -e '.[all]'
+	touch $@
+
+# timm is what our networks are compared with. It asks for torchvision, whose PyPI build does not fit a CPU build of
+# torch; both come without dependencies, and tests/timm_module.py bridges the gap.
+$(VENV)/dev.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps timm==1.0.31 torchvision==0.28.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) out dist build .mypy_cache .pytest_cache .ruff_cache
