@@ -89,14 +89,3 @@ def get(name: str) -> Target:
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     return TARGETS[name]
-
-
-TARGETS: dict[str, Target] = {target.name: target for target in (HostTarget(),)}
-"""Targets by the names that `--on` takes."""
-
-
-def get(name: str) -> Target:
-    """The target called `name`. Raises `HandheldError` if there is none."""
-    if name not in TARGETS:
-        raise unknown("target", name, TARGETS, hint="Arm emulation and phones are not there yet.")
-    return TARGETS[name]
