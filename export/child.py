@@ -21,7 +21,6 @@ from handheld.export.manifest import Boundary, ProgramRecord, Stage, Work
 from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
 from handheld.export.recipe import Recipe
 from handheld.models.source import ModelReference
-from handheld.models.spec import Preprocessing
 
 REQUEST, REPLY = "request.json", "reply.json"
 PROGRAM, PROGRAM_RECORD = "program.pt2", "program.json"
@@ -38,7 +37,6 @@ class TraceRequest(_Record):
     model: ModelReference
     layout: Literal["nchw", "nhwc"]
     bake: bool
-    picture: Preprocessing | None
 
 
 class ConvertRequest(_Record):
@@ -114,7 +112,7 @@ def trace(request: TraceRequest, folder: Path, start: float) -> Reply:
     from handheld.models import source
 
     model = source.load(request.model)
-    picture = tracing.default_picture(model, request.picture) if request.bake else None
+    picture = tracing.picture_of(model) if request.bake else None
     program, reference = tracing.trace(model, request.model.label, Boundary(layout=request.layout, picture=picture))
     program.save(folder / PROGRAM)
     sha256 = tracing.program_hash(program)

@@ -32,7 +32,6 @@ from handheld.export.process import Children
 from handheld.export.recipe import Recipe
 from handheld.models import zoo
 from handheld.models.source import FOREIGN, ModelReference
-from handheld.models.spec import Preprocessing
 
 ALL = ("coreml", "coreai", "litert", "executorch", "onnx")
 """The formats of an export that names none."""
@@ -108,7 +107,6 @@ class Request:
     out: Path = Path("out")
     layout: Literal["nchw", "nhwc"] = "nchw"
     bake: bool = False
-    picture: Preprocessing | None = None
     options: Options = field(default_factory=Options)
     jobs: int = 2
     timeout: float = 3600
@@ -221,7 +219,6 @@ class _Run:
             model=model.model_dump(mode="json", exclude={"checkpoint"}),
             checkpoint=files.sha256_of_file(model.checkpoint) if model.checkpoint else None,
             label=self.request.label,
-            picture=str(self.request.picture),
             own=own_source_hash(),
             provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
             versions=child.installed_versions(("torch", "numpy", "timm")),
@@ -230,9 +227,7 @@ class _Run:
     def _traced(self, key: str | None) -> Path:
         self.progress("trace", "started")
         request = self.request
-        task = child.TraceRequest(
-            model=request.model, layout=request.layout, bake=request.bake, picture=request.picture
-        )
+        task = child.TraceRequest(model=request.model, layout=request.layout, bake=request.bake)
         with self.cache.workspace() as work:
             reply, log = self._child(task, work, "trace")
             if reply.failed or reply.program is None:

@@ -245,11 +245,11 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "numpy": np.__version__}
 
 
-def default_picture(model: LoadedModel, asked: Preprocessing | None) -> Preprocessing:
-    """Mean and std to bake in: those asked for, or the model's own."""
-    picture = asked or model.preprocessing
-    if picture is None:
+def picture_of(model: LoadedModel) -> Preprocessing:
+    """Mean and std to bake in. Raises `HandheldError` if the model does not know them."""
+    if model.preprocessing is None:
         raise HandheldError(
-            "--bake-preprocessing needs to know the mean and std.", hint="Type: --mean 0.485,0.456,0.406 --std …"
+            "--bake-preprocessing needs to know the mean and std.",
+            hint="Type: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 (of pictures in [0, 1])",
         )
-    return picture
+    return model.preprocessing

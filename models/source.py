@@ -42,6 +42,10 @@ class ModelReference(BaseModel):
     function: str = ""
     checkpoint: Path | None = None
     inputs: tuple[TensorSpec, ...] = ()
+    quality: Literal["top1", "psnr"] | None = None
+    """None: as the zoo or timm knows it, else "psnr"."""
+    preprocessing: Preprocessing | None = None
+    """Of its image input; None: as the zoo or timm knows it, if at all."""
     trust: bool = False
 
     @property
@@ -82,7 +86,13 @@ def parse_input(text: str) -> TensorSpec:
 
 
 def refer(
-    model: str, *, checkpoint: Path | None = None, inputs: Sequence[str] = (), trust: bool = False
+    model: str,
+    *,
+    checkpoint: Path | None = None,
+    inputs: Sequence[str] = (),
+    quality: Literal["top1", "psnr"] | None = None,
+    preprocessing: Preprocessing | None = None,
+    trust: bool = False,
 ) -> ModelReference:
     """Read MODEL: a zoo name, `file.py:function`, `timm:NAME`, a `.pt2`, an `.onnx`, a Keras file or a SavedModel.
 
@@ -103,6 +113,8 @@ def refer(
         function=function,
         checkpoint=checkpoint.resolve() if checkpoint else None,
         inputs=specs,
+        quality=quality,
+        preprocessing=preprocessing,
         trust=trust,
     )
 
@@ -133,7 +145,12 @@ def _existing(path: str) -> str:
 def load(reference: ModelReference) -> LoadedModel:
     """Build or read the network. Runs the user's own code for `file`, and nobody else's."""
     loaders = {"zoo": _load_zoo, "file": _load_file, "timm": _load_timm, "pt2": _load_pt2}
-    return loaders[reference.kind](reference)
+    model = loaders[reference.kind](reference)
+    return replace(
+        model,
+        quality=reference.quality or model.quality,
+        preprocessing=reference.preprocessing or model.preprocessing,
+    )
 
 
 def _load_zoo(reference: ModelReference) -> LoadedModel:

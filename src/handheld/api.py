@@ -36,6 +36,8 @@ class ExportOptions(TypedDict, total=False):
     checkpoint: Path | str | None
     inputs: Sequence[str]
     """Texts such as `image=1x3x224x224:float32`."""
+    quality: Literal["top1", "psnr"] | None
+    """What matters of the outputs: `top1` for a classifier; as the zoo or timm knows it if left out."""
     layout: Literal["nchw", "nhwc"]
     bake_preprocessing: bool
     """Take uint8 pictures; scaling, mean and std go into the graph."""
@@ -102,6 +104,8 @@ def _request(model: str, options: ExportOptions) -> Request:
             model,
             checkpoint=Path(checkpoint) if checkpoint else None,
             inputs=options.get("inputs", ()),
+            quality=options.get("quality"),
+            preprocessing=_preprocessing(options.get("mean"), options.get("std")),
             trust=options.get("trust", False),
         ),
         to=tuple(options.get("to") or exporting.ALL),
@@ -109,7 +113,6 @@ def _request(model: str, options: ExportOptions) -> Request:
         out=Path(options.get("out", "out")),
         layout=options.get("layout", "nchw"),
         bake=options.get("bake_preprocessing", False),
-        picture=_picture(options.get("mean"), options.get("std")),
         options=Options(deployment_target=options.get("deployment_target", "iOS17")),
         jobs=options.get("jobs", 2),
         timeout=options.get("timeout", 3600),
@@ -117,7 +120,7 @@ def _request(model: str, options: ExportOptions) -> Request:
     )
 
 
-def _picture(mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocessing | None:
+def _preprocessing(mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocessing | None:
     if not mean and not std:
         return None
     if not mean or not std or len(mean) != len(std) or not all(std):

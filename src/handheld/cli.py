@@ -54,6 +54,10 @@ Input = Annotated[
     list[str] | None,
     typer.Option("--input", help="NAME=SHAPE[:DTYPE[:HIGH]], for example image=1x3x224x224 or ids=1x77:int64:49408."),
 ]
+Quality = Annotated[
+    Literal["top1", "psnr"] | None,
+    typer.Option(help="What matters of the outputs: top1 for a classifier. The zoo and timm models know theirs."),
+]
 Layout = Annotated[
     Literal["nchw", "nhwc"], typer.Option(help="Of image inputs and outputs; the weights stay as the runtime likes.")
 ]
@@ -129,6 +133,7 @@ def export(
     out: Out = Path("out"),
     checkpoint: Checkpoint = None,
     inputs: Input = None,
+    quality: Quality = None,
     layout: Layout = "nchw",
     bake_preprocessing: Bake = False,
     mean: Mean = None,
@@ -153,6 +158,7 @@ def export(
                 out=out,
                 checkpoint=checkpoint,
                 inputs=inputs or (),
+                quality=quality,
                 layout=layout,
                 bake_preprocessing=bake_preprocessing,
                 mean=_numbers(mean, "mean"),
@@ -183,6 +189,7 @@ def ship(
     out: Out = Path("out"),
     checkpoint: Checkpoint = None,
     inputs: Input = None,
+    quality: Quality = None,
     layout: Layout = "nchw",
     bake_preprocessing: Bake = False,
     mean: Mean = None,
@@ -208,6 +215,7 @@ def ship(
                 out=out,
                 checkpoint=checkpoint,
                 inputs=inputs or (),
+                quality=quality,
                 layout=layout,
                 bake_preprocessing=bake_preprocessing,
                 mean=_numbers(mean, "mean"),
