@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from handheld.errors import HandheldError, missing_extra, unknown
+from handheld.errors import HandheldError, missing_extra
 from handheld.export.formats.base import Signature
 from handheld.models.spec import DType, TensorSpec
 
@@ -139,7 +139,8 @@ class Runtime(ABC):
         if reason := self.why_not():
             raise HandheldError(reason)
         if compute_unit not in self.compute_units:
-            raise unknown(f"compute unit of the {self.name} runtime", compute_unit, self.compute_units)
+            units = ", ".join(self.compute_units)
+            raise HandheldError(f"the {self.name} runtime does not run on {compute_unit} here; it runs on {units}.")
         if not path.exists():
             raise HandheldError(f"no file at {path}.")
         if path.is_dir() != self.bundle:

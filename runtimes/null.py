@@ -57,11 +57,12 @@ class NullSession(Session):
         _commit(self._behaviour.run)
         time.sleep(self._behaviour.seconds)
         named = {spec.name: array for spec, array in zip(self.signature.inputs, inputs, strict=True)}
-        outputs = list(expected(self.signature, named).values())
-        for output in outputs:
-            output.reshape(-1)[0] += self._behaviour.error
-        shape = self._behaviour.shape
-        return outputs if shape is None else [np.resize(output, shape) for output in outputs]
+        right = expected(self.signature, named)
+        return [self._spoilt(right[spec.name]).astype(self._dtype_in_file(spec)) for spec in self.signature.outputs]
+
+    def _spoilt(self, output: Array) -> Array:
+        output.reshape(-1)[0] += self._behaviour.error
+        return output if self._behaviour.shape is None else np.resize(output, self._behaviour.shape)
 
 
 class Null(Runtime):
