@@ -1,0 +1,227 @@
+"""ONNX: `torch.onnx` (dynamo) from the program, executed by onnxruntime."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from handheld.errors import HandheldError, missing_extra
+from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.blame import blame
+from handheld.export.formats.fingerprint import Fact, Fingerprint
+from handheld.export.formats.reading import reading
+from handheld.export.recipe import Recipe
+from handheld.models.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from handheld.export.program import Program
+
+SMALLEST_HALVED = 256
+"""Elements of the smallest constant that fp16 stores in half: below, its `Cast` would cost as much as it saves."""
+
+LARGEST_SINGLE_FILE = 2**31 - 2**26
+"""Bytes of weights up to which they lie in the `.onnx` itself: protobuf holds 2 GiB, 64 MiB are left for the graph."""
+
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+
+
+class ONNX(Format):
+    """One `.onnx` file; above 2 GiB of weights a second one beside it, `NAME.onnx.data`."""
+
+    name: ClassVar[str] = "onnx"
+    title: ClassVar[str] = "ONNX"
+    suffix: ClassVar[str] = ".onnx"
+    extra: ClassVar[str] = "onnx"
+    distributions: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript")
+    default_recipe: ClassVar[str] = "fp32"
+    recipes: ClassVar[Mapping[str, str]] = {
+        "fp32": "weights and arithmetic in float32",
+        "fp16": "weights stored in float16, each cast to float32 when the file is loaded; arithmetic in float32",
+    }
+    memory_factor: ClassVar[float] = 4.0
+    memory_base_bytes: ClassVar[int] = 420 * 2**20
+
+    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
+        """Write the file. Nothing is cast: ONNX has every dtype that a signature can have."""
+        import onnx_ir
+
+        model = _exported(program)
+        if recipe.weights == "float16":
+            _halve(model)
+        _name(model, program)
+        _strip(model)
+        weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+        companion = destination.name + ".data" if weight_bytes > LARGEST_SINGLE_FILE else None
+        onnx_ir.save(model, destination, external_data=companion)
+        return Signature(inputs=program.inputs, outputs=program.outputs)
+
+    def inspect(self, path: Path) -> Inspection:
+        """Read the file, and its companion if it has one. A dimension that the file leaves open is given as -1."""
+        try:
+            import onnx
+        except ModuleNotFoundError as error:
+            raise missing_extra("reading ONNX files", self.extra, "onnx") from error
+        with reading(path, self.title):
+            model = onnx.load(path, load_external_data=False)
+            if not model.ir_version or not model.opset_import or not model.graph.output:
+                raise HandheldError(f"{path} is not a whole {self.title} file: it declares no graph with outputs.")
+            return _Reader(path.parent).inspection(model)
+
+
+def _exported(program: "Program") -> Any:
+    """The program as an optimised `onnx_ir.Model`."""
+    import torch
+
+    try:
+        exported = torch.onnx.export(program.exported, (), dynamo=True, optimize=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        missing = _MISSING.findall(str(error))
+        if not missing:
+            raise
+        raise blame(ONNX.title, program, missing) from error
+    assert exported is not None  # dynamo=True always gives a program
+    return exported.model
+
+
+def _halve(model: Any) -> None:
+    """Store the large float32 constants in float16, each followed by a `Cast` that onnxruntime folds when it loads.
+
+    A constant whose largest value float16 cannot hold well (beyond 65504, or subnormal) stays as it is.
+    """
+    import numpy as np
+    import onnx_ir
+
+    limits = np.finfo(np.float16)
+    graph = model.graph
+    casts = []
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < SMALLEST_HALVED or value.is_graph_output():
+            continue
+        array = tensor.numpy()
+        if not limits.smallest_normal <= np.abs(array).max() <= limits.max:
+            continue
+        name = value.name
+        half = onnx_ir.val(f"{name}_half", const_value=onnx_ir.tensor(array.astype(np.float16), name=f"{name}_half"))
+        cast = onnx_ir.node("Cast", [half], attributes={"to": onnx_ir.DataType.FLOAT}, name=f"{name}_cast")
+        cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = f"{name}_float", value.type, value.shape
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(half)
+        casts.append(cast)
+    if casts:
+        graph.insert_before(graph[0], casts)
+
+
+def _name(model: Any, program: "Program") -> None:
+    """Give inputs and outputs the program's names; a value inside that has one of them already is renamed."""
+    from onnx_ir.passes.common import NameFixPass
+
+    for values, specs in ((model.graph.inputs, program.inputs), (model.graph.outputs, program.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+    NameFixPass()(model)
+
+
+def _strip(model: Any) -> None:
+    """Drop what torch notes beside the graph: source paths of this machine, and some hundreds of bytes per node."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for thing in (model, graph, *graph, *values):
+        thing.metadata_props.clear()
+        thing.doc_string = None
+
+
+class _Reader:
+    """Walks a `ModelProto`, counting and hashing. Constants are hashed where an operator first uses them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fingerprint = Fingerprint()
+        self.operators: dict[str, int] = {}
+        self.weights: dict[str, int] = {}
+        self.constants: dict[str, Any] = {}
+
+    def inspection(self, model: Any) -> Inspection:
+        """What `model` says of itself."""
+        self.fingerprint.feed({entry.domain: entry.version for entry in model.opset_import})
+        for function in model.functions:
+            self.fingerprint.feed(function.domain, function.name, len(function.node))
+            self._nodes(function.node)
+        self._graph(model.graph)
+        return Inspection(
+            inputs=tuple(_spec(value) for value in model.graph.input),
+            outputs=tuple(_spec(value) for value in model.graph.output),
+            operators=dict(sorted(self.operators.items())),
+            weights=dict(sorted(self.weights.items())),
+            fingerprint=self.fingerprint.hexdigest(),
+        )
+
+    def _graph(self, graph: Any) -> None:
+        for tensor in graph.initializer:
+            self.constants[tensor.name] = tensor
+        for value in graph.input:
+            self.fingerprint.feed(self.fingerprint.number(value.name), *_type(value))
+        self._nodes(graph.node)
+        for value in graph.output:
+            self._value(value.name)
+            self.fingerprint.feed(*_type(value))
+
+    def _nodes(self, nodes: Any) -> None:
+        for node in nodes:
+            kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            self.operators[kind] = self.operators.get(kind, 0) + 1
+            self.fingerprint.feed(kind, len(node.input), len(node.output), len(node.attribute))
+            for name in node.input:
+                self._value(name)
+            for attribute in sorted(node.attribute, key=lambda attribute: str(attribute.name)):
+                self._attribute(attribute)
+            for name in node.output:
+                self._value(name)
+
+    def _value(self, name: str) -> None:
+        """Hash a value's number, and what it holds if it is a constant that was not met before."""
+        new = bool(name) and not self.fingerprint.seen(name)
+        self.fingerprint.feed(self.fingerprint.number(name) if name else None)
+        if new and name in self.constants:
+            self.fingerprint.feed(*self._tensor(self.constants[name]))
+
+    def _attribute(self, attribute: Any) -> None:
+        import onnx
+
+        self.fingerprint.feed(attribute.name, attribute.type, attribute.ref_attr_name)
+        if attribute.type in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS):
+            for tensor in (attribute.t,) if attribute.type == onnx.AttributeProto.TENSOR else attribute.tensors:
+                self.fingerprint.feed(*self._tensor(tensor))
+        elif attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            for graph in (attribute.g,) if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+                self._graph(graph)
+        elif not attribute.ref_attr_name:
+            value = onnx.helper.get_attribute_value(attribute)
+            self.fingerprint.feed(value if isinstance(value, int | float | bytes) else list(value))
+
+    def _tensor(self, tensor: Any) -> Iterator[Fact]:
+        """The canonical facts of a constant; counts its bytes."""
+        import onnx
+
+        if tensor.data_type == onnx.TensorProto.STRING:
+            yield from ("string", list(tensor.dims), list(tensor.string_data))
+            return
+        array = onnx.numpy_helper.to_array(tensor, base_dir=str(self.folder))
+        self.weights[array.dtype.name] = self.weights.get(array.dtype.name, 0) + array.nbytes
+        yield from (array.dtype.name, list(tensor.dims), array.tobytes())
+
+
+def _type(value: Any) -> tuple[int, list[int | str]]:
+    """Element type and shape of a `ValueInfoProto`; an open dimension is its name, or empty."""
+    tensor = value.type.tensor_type
+    dims = tensor.shape.dim
+    return tensor.elem_type, [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
+
+
+def _spec(value: Any) -> TensorSpec:
+    import onnx
+
+    element, shape = _type(value)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(element).name
+    return TensorSpec(value.name, tuple(dim if isinstance(dim, int) else -1 for dim in shape), dtype)
