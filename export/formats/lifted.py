@@ -34,7 +34,7 @@ class Lifted:
     @property
     def outputs(self) -> "list[Node]":
         """The nodes that the graph returns. A `Program` returns tensors only, and mutates nothing."""
-        return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        return list(self.graph.output_node().args[0])
 
     def placeholders(self) -> "dict[str, Node]":
         """Name of a weight, buffer or constant -> its placeholder."""
@@ -66,7 +66,7 @@ class Lifted:
         returned.args = (tuple(outputs),)
 
     def build(self, *, functional: bool = False) -> "ExportedProgram":
-        """The edited program. `functional` says that no operator of it mutates, which some converters ask to be told."""
+        """The edited program. `functional` says that no operator of it mutates: some want to be told."""
         import torch
         from torch._export.verifier import Verifier
         from torch.export import ExportedProgram

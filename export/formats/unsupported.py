@@ -14,7 +14,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*
 
 def source_line(stack_trace: str | None) -> str | None:
     """The innermost line of a node's stack trace that is not PyTorch's own, as `file:line: code`."""
-    frames = [match for match in _FRAME.finditer(stack_trace or "")]
+    frames = list(_FRAME.finditer(stack_trace or ""))
     own = [frame for frame in frames if "/torch/" not in frame["file"].replace("\\", "/")] or frames
     return f"{own[-1]['file']}:{own[-1]['line']}: {own[-1]['code']}" if own else None
 
