@@ -1,0 +1,1 @@
+"""Side by side, in one run, on this machine: handheld's artifacts and the converters' own defaults."""
