@@ -1,6 +1,6 @@
 """Each converter as its own documentation calls it, with nothing of handheld's: the other side of the comparison.
 
-`python -m handheld.benchmarks.versus.defaults FORMAT MODEL ARTIFACT WORK` is a fresh process; it leaves its cost in WORK.
+`python -m handheld.benchmarks.versus.defaults FORMAT MODEL ARTIFACT WORK` is one such conversion; WORK gets its cost.
 """
 
 import sys

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from handheld.benchmarks.versus.compare import SIDES, FormatRecord, Latency, Versus
 
-
 CONVERSION_COLUMNS = ("seconds", "peak MB", "size MB", "PSNR dB", "partitions")
 LATENCY_COLUMNS = ("runtime of", "threads", "default ms", "handheld ms", "handheld / default [95 % interval]", "rounds")
 
