@@ -72,7 +72,9 @@ class CoreMLFormat(Format):
         try:
             package = _packaged(exported, program, recipe, destination, options)
         except Exception as error:
-            raise refused(self.title, error) or error from error
+            if blamed := refused(self.title, error):
+                raise blamed from error
+            raise
         _require_kept_names(package.get_spec().description, program)
         return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)
 

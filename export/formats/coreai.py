@@ -1,0 +1,90 @@
+"""Core AI: `.aimodel` for iOS and macOS 27 and later, made by coreai-torch from the exported program."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from handheld.errors import missing_extra
+from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.blame import blame
+from handheld.export.formats.half import half
+from handheld.export.formats.lifted import Lifted
+from handheld.export.formats.unsupported import refused
+from handheld.export.recipe import Recipe
+from handheld.models.spec import DType
+
+if TYPE_CHECKING:
+    from handheld.export.program import Program
+
+_MISSING = re.compile(r"(?:unsupported ATen|non-decomposed) ops: ([^\s,]+(?:, [^\s,]+)*?)\. ")
+
+
+class CoreAIFormat(Format):
+    """One function, `main`. Core AI has no 64-bit types: int64 becomes int32; every other dtype stays."""
+
+    name = "coreai"
+    title = "Core AI"
+    suffix = ".aimodel"
+    extra = "coreai"
+    distributions = ("coreai-core", "coreai-torch", "torch")
+    default_recipe = "fp16"
+    recipes: ClassVar[Mapping[str, str]] = {
+        "fp32": "the program as it is",
+        "fp16": "the program cast to half, constants included; inputs and outputs float32",
+    }
+    memory_factor = 4.0
+    memory_base_bytes = 420 << 20
+
+    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
+        """As `Format.convert`."""
+        converter, decompositions = _converter()
+        lifted = Lifted(program.exported)
+        _return_each_once(lifted)
+        if recipe.weights == "float16":
+            exported = half(lifted.build(), decompositions)
+        else:
+            exported = lifted.build().run_decompositions(decompositions)
+        try:
+            converter.add_exported_program(
+                exported,
+                input_names=[spec.name for spec in program.inputs],
+                output_names=[spec.name for spec in program.outputs],
+            ).to_coreai().save_asset(destination)
+        except Exception as error:
+            missing = _MISSING.search(str(error))
+            if missing:
+                raise blame(self.title, program, missing[1].split(", ")) from error
+            if blamed := refused(self.title, error):
+                raise blamed from error
+            raise
+        casts: dict[str, DType] = {s.name: "int32" for s in (*program.inputs, *program.outputs) if s.dtype == "int64"}
+        return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)
+
+    def inspect(self, path: Path) -> Inspection:
+        """As `Format.inspect`, through Apple's own reader; the asset's hash is checked before."""
+        from handheld.export.formats.coreai_asset import inspect
+
+        return inspect(path)
+
+
+def _converter() -> tuple[Any, Any]:
+    """A converter that leaves the model's source lines out of the file, and the operators that it wants decomposed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coreai-torch has only been validated", UserWarning)  # with 2.13.0 itself
+            import coreai_torch
+    except ModuleNotFoundError as error:
+        raise missing_extra("exporting to Core AI", "coreai", "coreai-torch") from error
+    converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
+    return converter, coreai_torch.get_decomp_table()
+
+
+def _return_each_once(lifted: Lifted) -> None:
+    """coreai-torch forgets all but the first of outputs that are one node: the others become copies."""
+    import torch
+
+    for index, node in enumerate(lifted.outputs):
+        if node in lifted.outputs[:index]:
+            lifted.before_output(index, torch.ops.aten.clone.default)
