@@ -253,7 +253,8 @@ class _Run:
         if chosen.name not in target.recipes:
             reason = target.unavailable.get(chosen.name, f"{target.title} has no {chosen.name} recipe")
             return cell.model_copy(update={"status": "unavailable", "reason": reason})
-        key = self._key(target, chosen, record)
+        options = _with_picture(self.request.options, golden)
+        key = self._key(target, chosen, options, record)
         if not self.request.dry_run and (there := self._already_there(target, chosen, key)):
             return there
         refusal = missing(target) or gate.refusal(need) or disk_refusal(self.request.out, record.weight_bytes)
@@ -265,7 +266,7 @@ class _Run:
             program=source,
             format=target.name,
             recipe=chosen,
-            options=self.request.options,
+            options=options,
             artifact=self.request.label + target.suffix,
         )
         try:
@@ -276,13 +277,13 @@ class _Run:
             self.progress(cell.name, "failed")
             return cell.model_copy(update={"status": "failed", "reason": str(error)})
 
-    def _key(self, target: Format, chosen: Recipe, record: ProgramRecord) -> str:
+    def _key(self, target: Format, chosen: Recipe, options: Options, record: ProgramRecord) -> str:
         return key_of(
             program=record.sha256,
             model=self.request.label,
             format=target.name,
             recipe=chosen.model_dump(),
-            options=self.request.options.model_dump(),
+            options=options.model_dump(),
             own=own_source_hash(),
             versions=child.installed_versions(("torch", "numpy", *target.distributions)),
         )
@@ -331,7 +332,7 @@ class _Run:
             weights=golden.weights,
             format=target.name,
             recipe=chosen,
-            options=self.request.options,
+            options=_with_picture(self.request.options, golden),
             boundary=golden.boundary,
             artifact=artifact,
             sha256=files.sha256_of(work / artifact),
@@ -378,6 +379,12 @@ class _Run:
         if not (work / REPLY).is_file():
             return child.Reply(failed=child.Failed(message=ended.describe())), log
         return files.read_record(work / REPLY, child.Reply), log
+
+
+def _with_picture(options: Options, golden: Golden) -> Options:
+    """With preprocessing baked in, the picture may be an image input where a format has such a thing."""
+    pictures = [spec.name for spec in golden.inputs if spec.dtype == "uint8" and len(spec.shape) == 4]
+    return options.model_copy(update={"image_input": pictures[0]}) if golden.boundary.picture and pictures else options
 
 
 def _rank(name: str) -> int:

@@ -1,6 +1,7 @@
 """Tables of what the verbs found. Every figure says how it was obtained."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 def _mb(size: int | None) -> str:
     return "–" if size is None else f"{size / 1e6:.2f}"
+
+
+def _db(psnr: float) -> str:
+    return "equal" if psnr == math.inf else f"{psnr:.1f}"
 
 
 def _reasons(out: Console, reasons: Iterable[tuple[str, str | None]]) -> None:
@@ -86,7 +91,7 @@ def _parity(cell: CheckCell) -> list[str]:
         return ["–"] * 4
     p = cell.parity
     top1 = "–" if p.top1_agreed is None else f"{p.top1_agreed}/{p.top1_decidable}"
-    return [f"{p.psnr_db:.1f}", f"{cell.limit_db:.0f}", f"{p.max_error:.2g}", top1]
+    return [_db(p.psnr_db), f"{cell.limit_db:.0f}", f"{p.max_error:.2g}", top1]
 
 
 def _how_checked(cells: Sequence[CheckCell]) -> str:
@@ -230,7 +235,7 @@ def _origin(shown: Shown) -> list[list[str]]:
     m = shown.manifest
     if not m:
         return [["manifest", "none beside it"]]
-    stages = ", ".join(f"{stage.name} {stage.psnr_db:.1f} dB" for stage in m.stages) or "–"
+    stages = ", ".join(f"{stage.name} {_db(stage.psnr_db)} dB" for stage in m.stages) or "–"
     return [
         ["model", f"{m.model}, weights: {m.weights}"],
         ["recipe", f"{m.recipe.name}: {formats.get(m.format).recipes[m.recipe.name]}"],
