@@ -1,6 +1,10 @@
 """What a session says of wrong inputs and outputs, and the casts that it makes."""
 
+import enum
+import sys
+import types
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +163,31 @@ def test_apples_runtimes_say_that_they_need_macos(monkeypatch: pytest.MonkeyPatc
     assert runtimes.get("executorch-coreml").why_not() == (
         "the Core ML delegate of ExecuTorch runs on macOS and iOS only."
     )
+
+
+def test_core_ml_on_macos_is_asked_for_its_unit_and_given_no_scalars(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Against a double of coremltools: shows the calls that we make, not what Apple's Core ML answers."""
+    asked: list[object] = []
+
+    class MLModel:
+        def __init__(self, path: str, compute_units: enum.Enum) -> None:
+            asked.extend((path, compute_units.name))
+
+        def predict(self, named: dict[str, Array]) -> dict[str, Array]:
+            return {"y": named["x"] * 2}
+
+    double = types.ModuleType("coremltools")
+    double.__spec__ = ModuleSpec("coremltools", None)
+    double.__dict__["ComputeUnit"] = enum.Enum("ComputeUnit", "ALL CPU_ONLY CPU_AND_GPU CPU_AND_NE")
+    double.__dict__["models"] = types.SimpleNamespace(MLModel=MLModel)
+    monkeypatch.setitem(sys.modules, "coremltools", double)
+    monkeypatch.setattr("sys.platform", "darwin")
+    signature = Signature(inputs=(TensorSpec("x", ()),), outputs=(TensorSpec("y", ()),))
+    session = runtimes.get("coreml").load(tmp_path, signature, compute_unit="npu")
+    assert asked == [str(tmp_path), "CPU_AND_NE"]
+    assert session.run({"x": np.array(3, np.float32)})["y"] == np.array(6, np.float32)
 
 
 def test_load_refuses_what_cannot_be_before_the_vendor_sees_it(tmp_path: Path) -> None:
