@@ -212,6 +212,7 @@ def _load_timm(reference: ModelReference) -> LoadedModel:
 
 def _import_timm() -> Any:
     """timm, or the sentence that says why not: it imports torchvision, whose PyPI build may not fit this torch."""
+    _bridge_torchvision()
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -228,6 +229,31 @@ def _import_timm() -> Any:
             hint="Install the torchvision made for your torch build, or see: handheld doctor",
         ) from error
     return timm
+
+
+def _bridge_torchvision() -> None:
+    """Let a torchvision whose compiled part does not fit this torch (PyPI's beside a CPU build) be imported.
+
+    Its import fails only because it describes operators that its compiled part did not register. Declaring them is
+    enough: no classifier calls them, and a network that does gets an error that names the operator.
+    """
+    import torch
+
+    if importlib.util.find_spec("torchvision") is None or "torchvision" in sys.modules:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _BRIDGE.append(library)
+
+
+_BRIDGE: list[Any] = []
+"""Operators stay declared as long as their library object lives."""
 
 
 def _load_pt2(reference: ModelReference) -> LoadedModel:
