@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_apples_runtimes_say_that_they_need_macos(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_core_ml_on_macos_is_asked_for_its_unit_and_given_no_scalars(
+def test_core_ml_on_macos_is_asked_for_its_unit_and_given_pictures_and_no_scalars(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Against a double of coremltools: shows the calls that we make, not what Apple's Core ML answers."""
@@ -175,8 +176,16 @@ def test_core_ml_on_macos_is_asked_for_its_unit_and_given_no_scalars(
         def __init__(self, path: str, compute_units: enum.Enum) -> None:
             asked.extend((path, compute_units.name))
 
-        def predict(self, named: dict[str, Array]) -> dict[str, Array]:
-            return {"y": named["x"] * 2}
+        def get_spec(self) -> Any:
+            image = types.SimpleNamespace(height=2, width=4)
+            kind = types.SimpleNamespace(imageType=image, WhichOneof=lambda _: "imageType")
+            array = types.SimpleNamespace(WhichOneof=lambda _: "multiArrayType")
+            features = [types.SimpleNamespace(name=n, type=t) for n, t in (("p", kind), ("x", array))]
+            return types.SimpleNamespace(description=types.SimpleNamespace(input=features))
+
+        def predict(self, named: dict[str, Any]) -> dict[str, Array]:
+            assert named["x"].shape == (1,) and named["p"].size == (4, 2)
+            return {"y": named["x"] * 2, "q": np.asarray(named["p"])}
 
     double = types.ModuleType("coremltools")
     double.__spec__ = ModuleSpec("coremltools", None)
@@ -184,10 +193,16 @@ def test_core_ml_on_macos_is_asked_for_its_unit_and_given_no_scalars(
     double.__dict__["models"] = types.SimpleNamespace(MLModel=MLModel)
     monkeypatch.setitem(sys.modules, "coremltools", double)
     monkeypatch.setattr("sys.platform", "darwin")
-    signature = Signature(inputs=(TensorSpec("x", ()),), outputs=(TensorSpec("y", ()),))
-    session = runtimes.get("coreml").load(tmp_path, signature, compute_unit="npu")
-    assert asked == [str(tmp_path), "CPU_AND_NE"]
-    assert session.run({"x": np.array(3, np.float32)})["y"] == np.array(6, np.float32)
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for given in (pixels[None], pixels.transpose(2, 0, 1)[None]):
+        signature = Signature(
+            inputs=(TensorSpec("x", ()), TensorSpec("p", given.shape, "uint8")),
+            outputs=(TensorSpec("y", ()), TensorSpec("q", (2, 4, 3), "uint8")),
+        )
+        session = runtimes.get("coreml").load(tmp_path, signature, compute_unit="npu")
+        outputs = session.run({"x": np.array(3, np.float32), "p": given})
+        assert outputs["y"] == 6 and np.array_equal(outputs["q"], pixels)
+    assert asked == [str(tmp_path), "CPU_AND_NE"] * 2
 
 
 def test_load_refuses_what_cannot_be_before_the_vendor_sees_it(tmp_path: Path) -> None:
