@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from handheld import runtimes
 from handheld.errors import HandheldError, unknown
+from handheld.export import files
 from handheld.export.process import Children, Exit
 from handheld.runtimes import host
 from handheld.runtimes.job import RESULT, Basis, Failure, Result
@@ -15,6 +16,11 @@ from handheld.runtimes.jobfolder import read_job, read_result
 
 LOG = "log.txt"
 LOG_TAIL_LINES = 20
+ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",  # a numpy.py in the user's folder is not ours
+    "PYTHONFAULTHANDLER": "1",  # a crash says where it was
+}
+"""Beside `TMPDIR`, the job's folder: so vendors' temporary files go with it, also when the child is killed."""
 
 
 class Target(ABC):
@@ -43,16 +49,16 @@ class HostTarget(Target):
         """See `Target.run`."""
         folder = folder.resolve()
         runtime = runtimes.get(read_job(folder).runtime)
-        for stale in (RESULT, LOG):
-            (folder / stale).unlink(missing_ok=True)
-        end = Children().run(
-            "handheld.runtimes.execute",
-            [str(folder), str(os.getpid())],
-            log=folder / LOG,
-            timeout=timeout,
-            # Vendors' temporary files go with the job's folder, also when the child is killed.
-            environment={"TMPDIR": str(folder), "PYTHONFAULTHANDLER": "1"},
-        )
+        with files.disk_errors(folder):
+            for stale in (RESULT, LOG):
+                (folder / stale).unlink(missing_ok=True)
+            end = Children().run(
+                "handheld.runtimes.execute",
+                [str(folder), str(os.getpid())],
+                log=folder / LOG,
+                timeout=timeout,
+                environment={**ENVIRONMENT, "TMPDIR": str(folder)},
+            )
         try:
             if (folder / RESULT).exists():
                 return read_result(folder).model_copy(update={"basis": self.basis})

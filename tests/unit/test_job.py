@@ -135,6 +135,21 @@ def test_an_old_result_is_never_taken_for_a_new_one(tmp_path: Path) -> None:
     assert result.error is not None and result.error.stage == "crash"
 
 
+def test_the_users_folder_does_not_reach_into_the_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('the wrong numpy')")
+    monkeypatch.chdir(tmp_path)
+    assert execute(tmp_path, Behaviour()).error is None
+    assert not list((tmp_path / "job").glob("tmp*"))
+
+
+def test_importing_runtimes_and_targets_imports_no_vendors_library() -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "ai_edge_litert", "executorch", "coreai", "coremltools", "tensorflow")
+    modules = "handheld.runtimes, handheld.runtimes.execute, handheld.runtimes.targets"
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_reference_is_not_timed(tmp_path: Path) -> None:
     folder = make_job(tmp_path, Behaviour(), timing=TIMING)
     job = read_job(folder).model_copy(update={"runtime": "coreai", "format": "coreai"})
