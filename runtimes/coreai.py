@@ -4,17 +4,20 @@ It ends the process with SIGABRT on any damaged program and with SIGSEGV on a mi
 of its program, which is checked first. The number of threads cannot be set.
 """
 
-import asyncio
 import hashlib
 import json
 import weakref
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from handheld.errors import HandheldError
 from handheld.export.formats.base import Signature
 from handheld.runtimes.base import Array, ComputeUnit, Runtime, Session, require_names
+
+if TYPE_CHECKING:
+    import asyncio
 
 FUNCTION = "main"
 PROGRAM, PROGRAM_HASH, METADATA = "main.mlirb", "main.hash", "metadata.json"
@@ -25,6 +28,8 @@ class CoreAISession(Session):
 
     def __init__(self, path: Path, signature: Signature) -> None:
         super().__init__(signature)
+        import asyncio
+
         from coreai.authoring import AIModelAsset
         from coreai.runtime import NDArray
 
@@ -49,7 +54,7 @@ class CoreAISession(Session):
         return [outputs[name].numpy() for name in self._outputs]
 
 
-def _close(loop: asyncio.AbstractEventLoop, resources: AsyncExitStack) -> None:
+def _close(loop: "asyncio.AbstractEventLoop", resources: AsyncExitStack) -> None:
     loop.run_until_complete(resources.aclose())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
