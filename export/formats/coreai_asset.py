@@ -43,10 +43,9 @@ def inspect(path: Path) -> Inspection:
     """What the asset at `path` declares and holds. Raises `HandheldError` if it is not whole."""
     with reading(path, TITLE):
         _require_whole(path)
-        module = _module(path)
         with (path / PROGRAM).open("rb") as file:
-            bytecode = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return _Reader(module, resources(bytecode)).inspection()
+            blobs = resources(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        return _Reader(_module(path), blobs).inspection()
 
 
 def _require_whole(path: Path) -> None:
@@ -105,6 +104,8 @@ def _sections(bytecode: memoryview) -> Iterator[tuple[int, tuple[int, int]]]:
         if kind & 0x80:
             alignment, position = _varint(bytecode, position)
             position += -position % alignment
+        if position + size > len(bytecode):
+            raise ValueError("MLIR bytecode that ends too early")
         yield kind & 0x7F, (position, position + size)
         position += size
 
@@ -143,6 +144,7 @@ class _Reader:
     """A module's public function, and the private ones that it invokes: composite operators such as `batch_norm`."""
 
     def __init__(self, module: Any, blobs: dict[str, memoryview]) -> None:
+        self._module = module  # its operators do not keep it alive
         self._blobs = blobs
         self._graphs = {_text(graph, "sym_name").strip('"'): graph for graph in module.body.operations}
         self._digests: dict[str, str] = {}
