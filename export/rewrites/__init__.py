@@ -2,43 +2,89 @@
 
 from typing import TYPE_CHECKING
 
+from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
+from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
 from handheld.export.rewrites.fold_batch_norm import FoldBatchNorm
 from handheld.export.rewrites.fold_constants import FoldConstants
 from handheld.export.rewrites.fold_scale import FoldScale
 from handheld.export.rewrites.matmul_3d import Matmul3d
 from handheld.export.rewrites.mean_keepdim import MeanKeepdim
 from handheld.export.rewrites.merge_parallel import MergeParallel
-from handheld.export.rewrites.merge_views import MergeViews, PlainViews
+from handheld.export.rewrites.merge_views import MergeViews
+from handheld.export.rewrites.out_of_place import OutOfPlace
+from handheld.export.rewrites.plain_views import PlainViews
 from handheld.export.rewrites.remove_noops import RemoveNoops
 from handheld.export.rewrites.softmax_3d import Softmax3d
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from handheld.export.program import Program
 
-FOLDS = (RemoveNoops, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel)
+__all__ = ["COMMON", "TABLE", "Rewrite", "RewriteError", "apply"]
+
+COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel, MergeViews)
+"""What every format gains by, and what a format that the table does not know gets: less to compute and to store."""
+
+_XNNPACK: tuple[type[Rewrite], ...] = (
+    *(RemoveNoops, FoldConstants, DecomposeAttention, FoldBatchNorm, FoldScale, MergeParallel),
+    *(PlainViews, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, RemoveNoops),
+)
+
 TABLE: dict[str, tuple[type[Rewrite], ...]] = {
-    "executorch": (
-        RemoveNoops, FoldConstants, DecomposeAttention, FoldBatchNorm, FoldScale, MergeParallel,
-        Matmul3d, Softmax3d, MeanKeepdim, PlainViews, MergeViews, RemoveNoops,
-    ),
+    "coreml": (*COMMON, FlattenGroupNorm),
+    "coreai": COMMON,
+    "litert": COMMON,
+    "executorch": _XNNPACK,
+    "executorch-coreml": (*COMMON, FlattenGroupNorm),
+    "onnx": COMMON,
 }
 
 
 def apply(program: "Program", format_name: str) -> "tuple[Program, dict[str, int]]":
-    from handheld.export.rewrites import graph
-    module = program.module()
+    """The program rewritten for a format, and how many places each rewrite changed, by name.
+
+    `program` stays as it is. Every rewrite is checked before and after; the result is exported once more, with the
+    model's own source lines kept. Raises `RewriteError`, which says which rewrite failed and which had run.
+    """
     counts: dict[str, int] = {}
-    for kind in TABLE.get(format_name, FOLDS):
-        rewrite = kind()
-        try:
-            rewrite.requires(module)
-            counts[rewrite.name] = counts.get(rewrite.name, 0) + rewrite.call(module)
-            rewrite.ensures(module)
-        except Exception as error:
-            raise RewriteError(f"{rewrite.name}: {error}; ran {counts}") from error
-    graph.drop_unused_constants(module)
-    module.graph.lint()
-    module.recompile()
-    return program.retraced(module), counts
+    stage = OutOfPlace.name
+    try:
+        module = _functional(program, counts)
+        for kind in TABLE.get(format_name, COMMON):
+            stage = kind.name
+            counts[stage] = counts.get(stage, 0) + _run(kind(), module)
+        stage = "the export that follows"
+        if not any(counts.values()):
+            return program, counts
+        graph.drop_unused_constants(module)
+        module.graph.lint()
+        module.recompile()
+        return program.retraced(module), counts
+    except Exception as error:
+        done = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
+        raise RewriteError(
+            f"rewriting the model for {format_name} failed in {stage}: {error}\n  Rewrites that had run: {done}.",
+            hint="This is a fault of handheld; please report it with the model's graph.",
+        ) from error
+
+
+def _run(rewrite: Rewrite, module: "GraphModule") -> int:
+    rewrite.requires(module)
+    changed = rewrite.call(module)
+    rewrite.ensures(module)
+    return changed
+
+
+def _functional(program: "Program", counts: dict[str, int]) -> "GraphModule":
+    """The program's module without writes to intermediate tensors, on which every rewrite relies."""
+    from dataclasses import replace
+
+    module = program.module()
+    counts[OutOfPlace.name] = _run(OutOfPlace(), module)
+    if not any(graph.writes(node) for node in module.graph.nodes):
+        return module
+    counts[OutOfPlace.name] = 1
+    return replace(program, exported=program.exported.run_decompositions({})).module()

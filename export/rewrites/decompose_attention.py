@@ -6,7 +6,6 @@ from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Change, LocalRewrite
 
 if TYPE_CHECKING:
-    import torch
     from torch.fx import Node
 
 
@@ -57,7 +56,9 @@ def _additive_mask(node: "Node", length: int, positions: int) -> "Node | None":
     given = cast("Node | None", arguments["attn_mask"])
     if given is not None and graph.dtype(given).is_floating_point:
         return given
-    allowed = torch.ones(length, positions, dtype=torch.bool).tril() if arguments["is_causal"] else graph.constant(given)
+    allowed = (
+        torch.ones(length, positions, dtype=torch.bool).tril() if arguments["is_causal"] else graph.constant(given)
+    )
     if allowed is None:
         return None
     mask = torch.zeros(allowed.shape, dtype=graph.dtype(node)).masked_fill(~allowed, float("-inf"))

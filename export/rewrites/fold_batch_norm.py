@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, cast
 
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Change, LocalRewrite
-from handheld.export.rewrites.layers import LINEAR, Layer, layer
-from handheld.export.rewrites.merge_views import PERMUTES, VIEWS
+from handheld.export.rewrites.layers import LINEAR, Layer, layer, layer_before
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import Node
 
+BATCH_NORM = "batch_norm.default"
+NATIVE = "_native_batch_norm_legit_no_training.default"
+"""What a decomposed program has in its place; the first of its results is the output."""
 MEAN = "mean.dim"
 ADAPTIVE_MEANS = ("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default")
 
@@ -19,29 +21,38 @@ class FoldBatchNorm(LocalRewrite):
     """`x * scale + shift` per channel goes into the weights of a neighbour, computed in float64.
 
     Into the layer before it, when that serves nothing else; or into the layers after it, when they are all that it
-    serves, directly or through a mean over space (a network's final norm and its heads), and none of them pads.
+    serves and none of them pads, also through a mean over space (a network's final norm and its heads).
     Any other batch norm stays: every converter has a good form of it, which a multiplication and an addition are not.
     """
 
     name = "fold_batch_norm"
-    operators = ("batch_norm.default",)
+    operators = (BATCH_NORM, "getitem")
 
     def match(self, node: "Node") -> Change | None:
         """Find the layers that can take the batch norm in."""
-        affine = _affine(node)
-        if affine is None:
+        if graph.operator(node) == "getitem":
+            return _compose(node)
+        found = affine(node)
+        if found is None:
             return None
-        source = cast("Node", node.args[0])
-        before = layer(source)
-        if before is not None and before.channel_axis == 1 and graph.only_user(source):
-            return lambda: _fold_back(node, before, *affine)
+        before = layer_before(cast("Node", node.args[0]), 1)
+        if before is not None:
+            return lambda: _fold_back(node, before, *found)
         after = _layers_after(node, 1)
-        return (lambda: _fold_forward(node, after, *affine)) if after else None
+        return (lambda: _fold_forward(node, after, *found)) if after else None
+
+
+def _compose(node: "Node") -> Change | None:
+    native, index = cast("Node", node.args[0]), node.args[1]
+    if graph.operator(native) != NATIVE or index != 0:
+        return None
+    tensors, numbers = native.args[:5], native.args[5:]
+    return lambda: graph.replace(node, graph.call(node, BATCH_NORM, *tensors, False, *numbers, False))
 
 
 def _fold_back(node: "Node", before: Layer, scale: "torch.Tensor", shift: "torch.Tensor") -> None:
     before.take_affine_after(scale, shift)
-    graph.replace(node, before.node)
+    graph.replace(node, cast("Node", node.args[0]))
 
 
 def _fold_forward(node: "Node", after: list[Layer], scale: "torch.Tensor", shift: "torch.Tensor") -> None:
@@ -50,8 +61,11 @@ def _fold_forward(node: "Node", after: list[Layer], scale: "torch.Tensor", shift
     graph.replace(node, cast("Node", node.args[0]))
 
 
-def _affine(node: "Node") -> "tuple[torch.Tensor, torch.Tensor] | None":
-    """Scale and shift, each of shape (channels,), float64; None in training mode or if a part is not constant."""
+def affine(node: "Node") -> "tuple[torch.Tensor, torch.Tensor] | None":
+    """What a batch norm computes: scale and shift, each of shape (channels,), float64.
+
+    None in training mode, or if a part of it is not constant.
+    """
     import torch
 
     arguments = graph.arguments(node)
@@ -95,14 +109,7 @@ def _axis_after(node: "Node", source: "Node", axis: int) -> int | None:
         return None if axis in reduced else axis - (0 if arguments["keepdim"] else sum(dim < axis for dim in reduced))
     if operator in ADAPTIVE_MEANS:
         return axis
-    if operator in PERMUTES:
-        return (graph.permutation(node) or []).index(axis)
-    return _axis_after_view(graph.shape(source), graph.shape(node), axis) if operator in VIEWS else None
-
-
-def _axis_after_view(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
-    """Where `axis` lies after a view that only adds or drops axes of one element."""
-    if before[axis] == 1 or [size for size in before if size != 1] != [size for size in after if size != 1]:
-        return None
-    nth = sum(size != 1 for size in before[:axis])
-    return [i for i, size in enumerate(after) if size != 1][nth]
+    if operator in graph.VIEWS:
+        return graph.axis_through_view(graph.shape(source), graph.shape(node), axis)
+    order = graph.permutation(node)
+    return order.index(axis) if order else None

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Change, LocalRewrite
-from handheld.export.rewrites.layers import Layer, layer
-from handheld.export.rewrites.merge_views import PERMUTES, VIEWS
+from handheld.export.rewrites.layers import Layer, layer, layer_before
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +15,8 @@ DIVISIONS = ("div.Tensor", "div.Scalar")
 PRODUCTS = ("matmul.default", "bmm.default", "mul.Tensor")
 SUMS = ("add.Tensor", "sub.Tensor")
 HOMOGENEOUS = (
-    *VIEWS,
-    *PERMUTES,
+    *graph.VIEWS,
+    *graph.PERMUTES,
     *("slice.Tensor", "select.int", "expand.default", "neg.default", "mean.dim", "avg_pool2d.default"),
     *("adaptive_avg_pool2d.default", "upsample_bilinear2d.vec", "upsample_nearest2d.vec"),
 )
@@ -27,9 +26,9 @@ HOMOGENEOUS = (
 class FoldScale(LocalRewrite):
     """`y * s` and `y / s` go into the weights that made `y`, computed in float64.
 
-    A constant per channel (layer scale) directly into the layer; a number (the scale of attention, the mean of two
-    heads) also through views, permutations, means, one side of a matrix product and both sides of a sum. Only if
-    nothing else uses what lies between, and no weight is shared.
+    A constant per channel (layer scale) through views and permutations; a number (the scale of attention, the mean of
+    two heads) also through means, one side of a product and both sides of a sum. Only if nothing else uses what lies
+    between, and no weight is shared.
     """
 
     name = "fold_scale"
@@ -67,12 +66,11 @@ def _scaled(node: "Node") -> "tuple[Node, torch.Tensor] | None":
 
 def _channel_taker(value: "Node", scale: "torch.Tensor") -> list[Layer] | None:
     """The layer that made `value`, if `scale` is one number per channel of it."""
-    taker = layer(value)
-    if taker is None or graph.only_user(value) is None:
-        return None
-    rank = len(graph.shape(value))
-    per_channel = [taker.channels if axis == taker.channel_axis else 1 for axis in range(rank)]
-    return [taker] if [1] * (rank - scale.dim()) + list(scale.shape) == per_channel else None
+    full = graph.shape(value)
+    sizes = [1] * (len(full) - scale.dim()) + list(scale.shape)
+    axes = [axis for axis, size in enumerate(sizes) if size > 1]
+    taker = layer_before(value, axes[0]) if len(axes) == 1 else None
+    return [taker] if taker else None
 
 
 def _takers(node: "Node") -> list[Layer] | None:

@@ -1,36 +1,57 @@
 """Reading and building the nodes of an unlifted graph: what every rewrite is written with.
 
-Operators are named without their namespace: `conv2d.default` is `torch.ops.aten.conv2d.default`.
+Operators are named without their namespace: `conv2d.default` is `torch.ops.aten.conv2d.default`; `getitem` is Python's
+own, which takes one of several results.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain, count
-from operator import attrgetter
+from operator import attrgetter, getitem
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     import torch
-    from torch._ops import OpOverload
     from torch.fx import GraphModule, Node
 
 PROVENANCE = ("stack_trace", "nn_module_stack", "from_node")
 """What a new node takes over from the node that it stands for, so that an error can name the model's own line."""
 
+VIEWS = (
+    *("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int"),
+    *("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "view_as.default", "reshape_as.default"),
+)
+"""Operators that keep the elements in their order, and only say another shape."""
+PERMUTES = ("permute.default", "transpose.int")
+"""Operators that put the axes in another order."""
+
 
 @cache
-def target(name: str) -> "OpOverload":
-    """The ATen operator called `name`."""
+def target(name: str) -> Callable[..., Any]:
+    """The function behind an operator's name."""
     import torch
 
-    overload: OpOverload = attrgetter(name)(torch.ops.aten)
-    return overload
+    found: Callable[..., Any] = getitem if name == "getitem" else attrgetter(name)(torch.ops.aten)
+    return found
+
+
+def exists(name: str) -> bool:
+    """Whether ATen has an operator of that name."""
+    try:
+        target(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def operator(node: "Node") -> str:
-    """The name of the ATen operator that `node` calls; empty for every other node."""
-    prefix, _, name = str(node.target).partition("aten.") if node.op == "call_function" else ("", "", "")
-    return "" if prefix else name
+    """The name of the operator that `node` calls; empty for a node that calls none, or none of ATen."""
+    if node.op != "call_function":
+        return ""
+    if node.target is getitem:
+        return "getitem"
+    namespace, _, name = str(node.target).partition(".")
+    return name if namespace == "aten" else ""
 
 
 def find(module: "GraphModule", names: Iterable[str]) -> "list[Node]":
@@ -63,9 +84,9 @@ def constant(value: object) -> "torch.Tensor | None":
     """The tensor behind a `get_attr` node; None for anything else, and for a buffer that the graph writes to."""
     import torch
 
-    if not is_node(value) or value.op != "get_attr" or any(_mutates(user) for user in value.users):
+    if not is_node(value) or value.op != "get_attr" or any(writes(user) for user in value.users):
         return None
-    tensor = attrgetter(str(value.target))(value.graph.owning_module)
+    tensor = attrgetter(str(value.target))(owner(value))
     return tensor.detach() if isinstance(tensor, torch.Tensor) else None
 
 
@@ -99,7 +120,23 @@ def permutation(node: "Node") -> list[int] | None:
     return None
 
 
-def _mutates(node: "Node") -> bool:
+def owner(node: "Node") -> "GraphModule":
+    """The module whose graph `node` is in."""
+    module = node.graph.owning_module
+    assert module is not None
+    return module
+
+
+def axis_through_view(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
+    """Where an axis of a tensor lies after a view, if it is still one there, and holds the same elements."""
+    if before[: axis + 1] == after[: axis + 1]:
+        return axis
+    moved = axis + len(after) - len(before)
+    return moved if moved >= 0 and before[axis:] == after[moved:] else None
+
+
+def writes(node: "Node") -> bool:
+    """Whether the node calls an operator that writes to one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
@@ -142,7 +179,7 @@ def permute(like: "Node", value: "Node", order: list[int]) -> "Node":
 
 def add_constant(like: "Node", tensor: "torch.Tensor", path: str) -> "Node":
     """Insert a `get_attr` node of a new constant before `like`. `path` names it, with a number if that is taken."""
-    module = like.graph.owning_module
+    module = owner(like)
     parent, _, name = path.rpartition(".")
     taken = set(dir(module.get_submodule(parent)))
     free = next(candidate for candidate in chain([name], (f"{name}_{i}" for i in count(1))) if candidate not in taken)
@@ -156,7 +193,7 @@ def add_constant(like: "Node", tensor: "torch.Tensor", path: str) -> "Node":
 
 def set_constant(node: "Node", tensor: "torch.Tensor") -> None:
     """Give a `get_attr` node, and so all its users, another tensor. The old tensor itself stays as it was."""
-    _store(node.graph.owning_module, str(node.target), tensor)
+    _store(owner(node), str(node.target), tensor)
     node.meta["val"] = tensor.to("meta")
 
 
@@ -193,7 +230,10 @@ def erase(node: "Node") -> None:
 def drop_unused_constants(module: "GraphModule") -> None:
     """Delete the attributes that the graph no longer reads, which an export would otherwise carry along."""
     used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
-    names = [name for name, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))]
+    names = [
+        name
+        for name, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    ]
     for name in names:
         if name not in used:
             parent, _, leaf = name.rpartition(".")

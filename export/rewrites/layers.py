@@ -108,3 +108,18 @@ def layer(node: "Node") -> Layer | None:
     if weight is None or not known or not weight.is_floating_point() or len(arguments["weight"].users) != 1:
         return None
     return Layer(node, weight, bias, arguments.get("groups", 1))
+
+
+def layer_before(node: "Node", axis: int) -> Layer | None:
+    """The layer that made `node`, whose channels lie on `axis` of it; None if anything else uses what lies between."""
+    if graph.only_user(node) is None:
+        return None
+    found = layer(node)
+    if found is not None:
+        return found if found.channel_axis == axis else None
+    source_axis: int | None = None
+    if graph.operator(node) in graph.VIEWS:
+        source_axis = graph.axis_through_view(graph.shape(node), graph.shape(cast("Node", node.args[0])), axis)
+    elif order := graph.permutation(node):
+        source_axis = order[axis]
+    return None if source_axis is None else layer_before(cast("Node", node.args[0]), source_axis)

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Change, LocalRewrite
+from handheld.export.rewrites.fold_batch_norm import BATCH_NORM, affine
 from handheld.export.rewrites.layers import LINEAR, Layer, layer
 
 if TYPE_CHECKING:
+    import torch
     from torch.fx import Node
 
 CONVOLUTIONS = ("conv1d.default", "conv2d.default", "conv3d.default")
@@ -15,12 +17,13 @@ POOLS = ("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default", "max_
 
 
 class MergeParallel(LocalRewrite):
-    """`f(x) + g(x)` becomes one layer with the sum of their weights, computed in float64. Both may have no other user.
+    """`f(x) + g(x)` becomes one layer with the sum of their weights, computed in float64. Neither may have other users.
 
     Two linears; two convolutions with the same stride, one of whose kernels covers the other's; or a convolution and
-    a plain subsampling (a pool with a kernel of 1, a slice with a step), which is a 1 on the tap that reads the same
-    element. XNNPACK has no pool with a kernel of 1. A skip without subsampling (`x + f(x)`) is left: beside a 1 the
-    convolution's own weights would lose precision in float16 and in quantization.
+    a batch norm (RepVGG's identity), or a plain subsampling (a pool with a kernel of 1, a slice with a step), either
+    of which only weighs the tap that reads the same element. XNNPACK has no average pool with a kernel of 1.
+    A plain skip, `x + f(x)`, is left: an addition costs little, and beside a 1 the convolution's own weights would
+    lose precision in float16 and in quantization.
     """
 
     name = "merge_parallel"
@@ -28,19 +31,20 @@ class MergeParallel(LocalRewrite):
 
     def match(self, node: "Node") -> Change | None:
         """Find the layer that can do the work of both operands."""
-        if graph.arguments(node)["alpha"] != 1 or len(node.all_input_nodes) != 2:
+        sides = node.all_input_nodes
+        if len(sides) != 2 or graph.arguments(node)["alpha"] != 1:
             return None
-        if any(graph.only_user(side) is None or graph.shape(side) != graph.shape(node) for side in node.all_input_nodes):
+        if any(graph.only_user(side) is None or graph.shape(side) != graph.shape(node) for side in sides):
             return None
-        for keep, other in graph.operands(node, commutative=True):
+        for keep, other in (sides, sides[::-1]):
             kept = layer(keep)
-            if kept is not None and (change := _layers(node, kept, other) or _subsampling(node, kept, other)):
+            if kept is not None and (change := _layers(node, kept, other) or _skip(node, kept, other)):
                 return change
         return None
 
 
-def _layers(node: "Node", kept: Layer, other_node: object) -> Change | None:
-    other = layer(cast("Node", other_node))
+def _layers(node: "Node", kept: Layer, other_node: "Node") -> Change | None:
+    other = layer(other_node)
     if other is None or other.input is not kept.input or other.node.target != kept.node.target:
         return None
     if other.weight.dtype != kept.weight.dtype:
@@ -54,8 +58,7 @@ def _layers(node: "Node", kept: Layer, other_node: object) -> Change | None:
 def _merge(node: "Node", kept: Layer, other: Layer, window: tuple[slice, ...]) -> None:
     weight = kept.weight.double().clone()
     weight[window] += other.weight.double()
-    biases = [bias.double() for bias in (kept.bias, other.bias) if bias is not None]
-    kept.store(weight, sum(biases[1:], biases[0]) if biases else None)
+    kept.store(weight, _sum(kept.bias, other.bias))
     graph.replace(node, kept.node)
 
 
@@ -67,10 +70,10 @@ def _window(kept: Layer, other: Layer) -> tuple[slice, ...] | None:
     single = prod(other.weight.shape[2:]) == 1
     if stride != stride_2 or (dilation != dilation_2 and not single):
         return None
-    starts = [divmod(a - b, step) for a, b, step in zip(padding, padding_2, dilation, strict=True)]
+    starts = [divmod(a - b, between) for a, b, between in zip(padding, padding_2, dilation, strict=True)]
     window = tuple(slice(start, start + size) for (start, _), size in zip(starts, other.weight.shape[2:], strict=True))
-    inside = all(0 <= part.start and part.stop <= size for part, size in zip(window, kept.weight.shape[2:], strict=True))
-    return window if inside and not any(rest for _, rest in starts) else None
+    fits = [0 <= part.start < part.stop <= size for part, size in zip(window, kept.weight.shape[2:], strict=True)]
+    return window if all(fits) and not any(rest for _, rest in starts) else None
 
 
 def _geometry(convolution: Layer) -> tuple[list[int], list[int], list[int]]:
@@ -85,27 +88,42 @@ def _per_axis(value: Any, axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
 
-def _subsampling(node: "Node", kept: Layer, other: object) -> Change | None:
-    if graph.operator(kept.node) not in CONVOLUTIONS:
+def _skip(node: "Node", kept: Layer, other: "Node") -> Change | None:
+    """Take in a subsampling or a batch norm of the same input."""
+    import torch
+
+    if graph.operator(kept.node) not in CONVOLUTIONS or kept.weight.shape[0] != kept.weight.shape[1] * kept.groups:
         return None
     stride, padding, dilation = _geometry(kept)
-    source, step = _subsampled(cast("Node", other), len(stride))
     taps = [divmod(pad, between) for pad, between in zip(padding, dilation, strict=True)]
-    centred = all(not rest and tap < size for (tap, rest), size in zip(taps, kept.weight.shape[2:], strict=True))
-    same_channels = kept.weight.shape[0] == kept.weight.shape[1] * kept.groups
-    if source is not kept.input or step != stride or prod(step) == 1 or not centred or not same_channels:
+    if any(rest or tap >= size for (tap, rest), size in zip(taps, kept.weight.shape[2:], strict=True)):
         return None
-    return lambda: _add_identity(node, kept, [tap for tap, _ in taps])
+    normed = affine(other) if graph.operator(other) == BATCH_NORM and kept.channel_axis == 1 else None
+    source, step = (cast("Node", other.args[0]), [1] * len(stride)) if normed else _subsampled(other, len(stride))
+    if source is not kept.input or step != stride or not (normed or prod(step) > 1):
+        return None
+    scale, shift = normed or (torch.ones(()), None)
+    return lambda: _add_diagonal(node, kept, [tap for tap, _ in taps], scale, shift)
 
 
-def _add_identity(node: "Node", kept: Layer, taps: list[int]) -> None:
+def _add_diagonal(
+    node: "Node", kept: Layer, taps: list[int], scale: "torch.Tensor", shift: "torch.Tensor | None"
+) -> None:
     import torch
 
     weight = kept.weight.double().clone()
     channels = torch.arange(weight.shape[0])
-    weight[(channels, channels % weight.shape[1], *taps)] += 1
-    kept.store(weight, kept.bias)
+    tap: tuple[Any, ...] = (slice(None), slice(None), *taps)
+    diagonal = weight[tap]
+    diagonal[channels, channels % weight.shape[1]] += scale
+    kept.store(weight, _sum(kept.bias, shift))
     graph.replace(node, kept.node)
+
+
+def _sum(left: "torch.Tensor | None", right: "torch.Tensor | None") -> "torch.Tensor | None":
+    if left is None or right is None:
+        return right if left is None else left
+    return left.double() + right.double()
 
 
 def _subsampled(node: "Node", axes: int) -> "tuple[Node, list[int]]":

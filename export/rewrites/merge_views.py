@@ -8,27 +8,20 @@ from handheld.export.rewrites.base import Change, LocalRewrite
 if TYPE_CHECKING:
     from torch.fx import Node
 
-VIEWS = (
-    *("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int"),
-    *("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "view_as.default", "reshape_as.default"),
-)
-"""Operators that keep the elements in their order, and only say another shape."""
-PERMUTES = ("permute.default", "transpose.int")
-
 
 class MergeViews(LocalRewrite):
     """`view(view(x))` becomes one reshape, `permute(permute(x))` one permute; the first stays if others use it."""
 
     name = "merge_views"
-    operators = (*VIEWS, *PERMUTES)
+    operators = (*graph.VIEWS, *graph.PERMUTES)
 
     def match(self, node: "Node") -> Change | None:
         """Reach over the view or permutation that `node` takes as its input."""
         inner = cast("Node", node.args[0])
         operator, inner_operator = graph.operator(node), graph.operator(inner)
-        if operator in VIEWS and inner_operator in VIEWS:
+        if operator in graph.VIEWS and inner_operator in graph.VIEWS:
             return lambda: self._view(node, inner)
-        if operator in PERMUTES and inner_operator in PERMUTES:
+        if operator in graph.PERMUTES and inner_operator in graph.PERMUTES:
             return lambda: self._permute(node, inner)
         return None
 
@@ -40,14 +33,3 @@ class MergeViews(LocalRewrite):
         assert before is not None and order is not None
         source = cast("Node", inner.args[0])
         graph.replace(node, graph.permute(node, source, [before[axis] for axis in order]))
-
-
-class PlainViews(LocalRewrite):
-    """Every view becomes a `reshape` with its whole shape: XNNPACK takes no `squeeze`, and few forms of `unsqueeze`."""
-
-    name = "plain_views"
-    operators = tuple(view for view in VIEWS if view not in ("view.default", "reshape.default"))
-
-    def match(self, node: "Node") -> Change | None:
-        """Say the shape in full."""
-        return lambda: graph.replace(node, graph.call(node, "reshape.default", node.args[0], list(graph.shape(node))))

@@ -11,14 +11,9 @@ if TYPE_CHECKING:
 DROPOUTS = ("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
 COPIES = ("clone.default", "contiguous.default", "detach.default", "alias.default", "lift_fresh_copy.default")
 CASTS = ("to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default", "_to_copy.default")
-SAME_SHAPE = (
-    *("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int"),
-    *("squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "expand_as.default", "repeat.default"),
-    *("view_as.default", "reshape_as.default"),
-)
+SAME_SHAPE = (*graph.VIEWS, "expand.default", "expand_as.default", "repeat.default")
 """Operators that are the identity wherever they keep the shape."""
 SLICE = "slice.Tensor"
-PERMUTES = ("permute.default", "transpose.int")
 NEUTRAL = {"mul.Tensor": 1, "div.Tensor": 1, "add.Tensor": 0, "sub.Tensor": 0}
 CHECK = "_assert_tensor_metadata.default"
 """What tracing leaves beside a cast: a check of the dtype, which a traced graph cannot fail."""
@@ -32,7 +27,7 @@ class RemoveNoops(LocalRewrite):
     """
 
     name = "remove_noops"
-    operators = (*DROPOUTS, *COPIES, *CASTS, *SAME_SHAPE, SLICE, *PERMUTES, *NEUTRAL)
+    operators = (*DROPOUTS, *COPIES, *CASTS, *SAME_SHAPE, SLICE, *graph.PERMUTES, *NEUTRAL)
 
     def call(self, module: "GraphModule") -> int:
         """Remove the checks that hang beside casts, then what does nothing."""
@@ -61,7 +56,7 @@ def _handed_on(node: "Node") -> "Node | None":
         return None if _changes_layout(node) else first
     if operator == SLICE:
         return first if arguments["step"] == 1 else None
-    if operator in PERMUTES:
+    if operator in graph.PERMUTES:
         return first if _is_identity(node) else None
     return _beside_neutral(node) if operator in NEUTRAL else first
 
