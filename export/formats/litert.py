@@ -1,0 +1,115 @@
+"""LiteRT (`.tflite`): litert-torch from the program, half-stored weights by ai-edge-quantizer."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from handheld.errors import missing_extra
+from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.blame import blame
+from handheld.export.formats.reading import reading
+from handheld.export.recipe import Recipe
+from handheld.models.spec import DType
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from handheld.export.program import Program
+
+NARROWED: dict[str, DType] = {"int64": "int32"}
+"""What litert-torch makes of 64-bit inputs and outputs: kernels and accelerators have 32 bits."""
+
+_MISSING = re.compile(r"Lowering not found: (\S+)")
+
+
+class LiteRT(Format):
+    """One `.tflite` file with one signature, `serving_default`."""
+
+    name: ClassVar[str] = "litert"
+    title: ClassVar[str] = "LiteRT"
+    suffix: ClassVar[str] = ".tflite"
+    extra: ClassVar[str] = "litert"
+    distributions: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "litert-converter", "ai-edge-quantizer")
+    default_recipe: ClassVar[str] = "fp32"
+    recipes: ClassVar[Mapping[str, str]] = {
+        "fp32": "weights and arithmetic in float32",
+        "fp16": "weights of convolutions, linear layers and embeddings stored in float16: float32 arithmetic on CPU, "
+        "half on GPU",
+    }
+    memory_factor: ClassVar[float] = 4.0
+    memory_base_bytes: ClassVar[int] = 800 * 2**20
+
+    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
+        """Write the file. 64-bit integer inputs and outputs become 32-bit ones (`Signature.casts`)."""
+        import litert_torch
+
+        example = {spec.name: tensor for spec, tensor in zip(program.inputs, program.example(), strict=True)}
+        try:
+            model = litert_torch.convert(_named(program), sample_kwargs=example)
+        except RuntimeError as error:
+            missing = _MISSING.findall(str(error))
+            if not missing:
+                raise
+            raise blame(self.title, program, missing) from error
+        model.export(str(destination))
+        if recipe.weights == "float16":
+            _halve(destination)
+        casts = {s.name: NARROWED[s.dtype] for s in (*program.inputs, *program.outputs) if s.dtype in NARROWED}
+        return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)
+
+    def inspect(self, path: Path) -> Inspection:
+        """Read the file. A dimension that the file leaves open is given as -1."""
+        from handheld.export.formats import tflite
+
+        try:
+            with reading(path, self.title):
+                return tflite.inspection(path)
+        except ModuleNotFoundError as error:
+            raise missing_extra("reading LiteRT files", self.extra, str(error.name)) from error
+
+
+def _named(program: "Program") -> "nn.Module":
+    """The program's module, taking and giving tensors by name, for those are the names that litert-torch keeps."""
+    from torch import nn
+    from torch.fx import Interpreter
+    from torch.fx.traceback import preserve_node_meta
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = program.module()
+            self.training = False  # the exported module, which has no such mode, stays as it is
+
+        def forward(self, **inputs: "Tensor") -> "dict[str, Tensor]":
+            ordered = (inputs[spec.name] for spec in program.inputs)
+            with preserve_node_meta():
+                outputs = Interpreter(self.module).run(*ordered)
+            return {spec.name: output for spec, output in zip(program.outputs, outputs, strict=True)}
+
+    named = Named()
+    for node in named.module.graph.nodes:
+        # Tensors are called after this. Module paths, the default, make up a twentieth of EfficientFormerV2-S0's file.
+        node.meta["nn_module_stack"] = {"": ("", node.name)}
+    return named
+
+
+def _halve(path: Path) -> None:
+    """Store the weights of the file in float16, each followed by a `DEQUANTIZE` that the runtime folds.
+
+    An operator with a weight that float16 cannot hold (beyond 65504) keeps float32.
+    """
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.qtyping import TFLOperationName
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    from handheld.export.formats import tflite
+
+    quantizer = Quantizer(str(path))
+    everything = TFLOperationName.ALL_SUPPORTED
+    quantizer.add_weight_only_config(".*", everything, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+    for name in tflite.outputs_of_large_weights(path, largest=65504.0):
+        quantizer.update_quantization_recipe(re.escape(name), everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    half = path.with_name(path.name + ".half")
+    quantizer.quantize(serialize_to_path=str(half), enable_progress_bar=False, enable_progress_report=False)
+    half.replace(path)
