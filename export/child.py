@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -173,17 +172,6 @@ def _format(name: str) -> Format:
     for module in target.blocked_imports:
         sys.modules[module] = None  # type: ignore[assignment]
     return target
-
-
-def installed_versions(distributions: tuple[str, ...]) -> dict[str, str]:
-    """Distribution -> version, for those that are installed."""
-    found = {}
-    for name in distributions:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def main(folder: Path) -> None:

@@ -14,6 +14,16 @@ from pathlib import Path
 
 LOG_TAIL_LINES = 12
 
+PARENT = "HANDHELD_PARENT_PID"
+"""The environment variable that tells a child whose child it is."""
+
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "1",  # a numpy.py in the user's folder is not ours
+    "PYTHONFAULTHANDLER": "1",  # a crash says where it was
+}
+"""What every child gets."""
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -65,19 +75,22 @@ class Children:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                env={**os.environ, **ENVIRONMENT, PARENT: str(os.getpid()), **(environment or {})},
             )
             self._live.add(process)
-        timed_out = False
+        timed_out = threading.Event()
+        # wait() without a limit sleeps in the kernel; with one it polls, beside whatever the child measures.
+        timer = threading.Timer(timeout or 0, _time_out, (process, timed_out))
         try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            if timeout is not None:
+                timer.start()
+            process.wait()
         finally:
+            timer.cancel()
             _kill_group(process)
             with self._lock:
                 self._live.discard(process)
-        return Exit(process.returncode, time.monotonic() - start, timed_out, log)
+        return Exit(process.returncode, time.monotonic() - start, timed_out.is_set(), log)
 
     def stop(self) -> None:
         """Kill every live child and refuse new ones."""
@@ -85,6 +98,11 @@ class Children:
             self._stopped = True
             for process in self._live:
                 _kill_group(process)
+
+
+def _time_out(process: "subprocess.Popen[bytes]", timed_out: threading.Event) -> None:
+    timed_out.set()
+    _kill_group(process)
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
@@ -98,6 +116,8 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # <sys/prctl.h>
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os._exit(1)  # the parent was gone before we asked to go with it
 
 
 PEAK_MEMORY_METHOD = "VmHWM of the process" if sys.platform == "linux" else "ru_maxrss of the process"

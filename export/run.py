@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from handheld import __version__
 from handheld.errors import HandheldError
-from handheld.export import child, files, formats, memory, recipe
+from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
 from handheld.export.child import PROGRAM_RECORD, REPLY, REQUEST
 from handheld.export.formats.base import Format, Options
@@ -175,7 +175,7 @@ class _Run:
         chosen = recipe.resolve(self.request.recipe, target.default_recipe)
         artifact = self.request.label + target.suffix
         facts = {"file": files.sha256_of(Path(model.target)), "recipe": chosen.name, "own": own_source_hash()}
-        key = key_of(**facts, versions=child.installed_versions((*target.distributions, "tensorflow", "onnx")))
+        key = key_of(**facts, versions=versions.installed((*target.distributions, "tensorflow", "onnx")))
         task = child.ForeignRequest(model=model, artifact=artifact, recipe=chosen)
         if self.request.dry_run:
             planned = Cell(format=target.name, recipe=chosen.name, status="planned")
@@ -221,7 +221,7 @@ class _Run:
             label=self.request.label,
             own=own_source_hash(),
             provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
-            versions=child.installed_versions(("torch", "numpy", "timm")),
+            versions=versions.installed(("torch", "numpy", "timm")),
         )
 
     def _traced(self, key: str | None) -> Path:
@@ -285,7 +285,7 @@ class _Run:
             recipe=chosen.model_dump(),
             options=options.model_dump(),
             own=own_source_hash(),
-            versions=child.installed_versions(("torch", "numpy", *target.distributions)),
+            versions=versions.installed(("torch", "numpy", *target.distributions)),
         )
 
     def _already_there(self, target: Format, chosen: Recipe, key: str) -> Cell | None:
@@ -343,7 +343,7 @@ class _Run:
             stages=((about[0].exported,) if about else ()) + converted.stages,
             conversion=converted.work,
             program_sha256=golden.program_sha256,
-            versions={"handheld": __version__, **child.installed_versions(("torch", "numpy", *target.distributions))},
+            versions={"handheld": __version__, **versions.installed(("torch", "numpy", *target.distributions))},
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         )
         files.write_record(work / MANIFEST, manifest)
@@ -398,7 +398,7 @@ def _error(reply: child.Reply, what: str, log: Path) -> HandheldError:
 
 def missing(target: Format) -> str | None:
     """Why this environment cannot convert to `target`, with what to type; None if it can."""
-    absent = [name for name in target.distributions if not child.installed_versions((name,))]
+    absent = [name for name in target.distributions if not versions.installed((name,))]
     if not absent:
         return None
     return f'{", ".join(absent)} not installed. Type: pip install "handheld[{target.extra}]"'

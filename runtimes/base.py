@@ -6,7 +6,6 @@ copies that a runtime itself makes of its inputs and outputs count, as they do i
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from handheld.errors import HandheldError, missing_extra
+from handheld.export import versions
 from handheld.export.formats.base import Signature
 from handheld.models.spec import DType, TensorSpec
 
@@ -120,13 +120,7 @@ class Runtime(ABC):
 
     def versions(self) -> dict[str, str]:
         """The installed versions of `distributions`."""
-        found = {}
-        for distribution in self.distributions:
-            try:
-                found[distribution] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return versions.installed(self.distributions)
 
     def load(self, path: Path, signature: Signature, *, threads: int = 1, compute_unit: ComputeUnit = "cpu") -> Session:
         """Load a file whose inputs and outputs are `signature`'s.

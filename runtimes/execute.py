@@ -1,4 +1,4 @@
-"""The host's side of the job contract: `python -m handheld.runtimes.execute FOLDER [PARENT_PID]` executes one job.
+"""The host's side of the job contract: `python -m handheld.runtimes.execute FOLDER` executes one job.
 
 It ends with code 0 whenever it left a `result.json`, also one with an error; anything else is a crash. Peak memory is
 of this whole process, so the interpreter and the runtime's libraries count (for ExecuTorch and eager PyTorch, torch is
@@ -144,8 +144,6 @@ def durations_ns(call: Callable[[], None], min_runs: int, min_seconds: float, ma
 def main() -> None:
     """Execute the job in the folder that the command line names, and end."""
     die_with_parent()
-    if len(sys.argv) == 3 and os.getppid() != int(sys.argv[2]):
-        os._exit(1)  # the parent was gone before we asked to go with it
     folder = Path(sys.argv[1])
     write_result(folder, Execution(folder).result())
     sys.stdout.flush()

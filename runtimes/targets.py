@@ -1,6 +1,5 @@
 """Targets: where jobs are executed. Each executes a job folder and always gives a result."""
 
-import os
 import signal
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -16,11 +15,6 @@ from handheld.runtimes.jobfolder import read_job, read_result
 
 LOG = "log.txt"
 LOG_TAIL_LINES = 20
-ENVIRONMENT = {
-    "PYTHONSAFEPATH": "1",  # a numpy.py in the user's folder is not ours
-    "PYTHONFAULTHANDLER": "1",  # a crash says where it was
-}
-"""Beside `TMPDIR`, the job's folder: so vendors' temporary files go with it, also when the child is killed."""
 
 
 class Target(ABC):
@@ -54,10 +48,10 @@ class HostTarget(Target):
                 (folder / stale).unlink(missing_ok=True)
             end = Children().run(
                 "handheld.runtimes.execute",
-                [str(folder), str(os.getpid())],
+                [str(folder)],
                 log=folder / LOG,
                 timeout=timeout,
-                environment={**ENVIRONMENT, "TMPDIR": str(folder)},
+                environment={"TMPDIR": str(folder)},  # vendors' temporary files go with the job's folder
             )
         try:
             if (folder / RESULT).exists():

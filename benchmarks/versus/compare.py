@@ -15,9 +15,8 @@ from handheld.benchmarks.fidelity.compare import Parity
 from handheld.benchmarks.fidelity.compare import compare as compare_outputs
 from handheld.benchmarks.versus.defaults import RECIPES
 from handheld.errors import HandheldError
-from handheld.export import files, formats
+from handheld.export import files, formats, versions
 from handheld.export.cache import Cache
-from handheld.export.child import installed_versions
 from handheld.export.formats.base import Signature
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import ProgramRecord, Work
@@ -109,7 +108,7 @@ def compare(
         reference=golden.reference,
         device=host.device(),
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        versions=installed_versions(tuple(sorted(distributions | {"torch", "timm", "numpy"}))),
+        versions=versions.installed(tuple(sorted(distributions | {"torch", "timm", "numpy"}))),
         formats=tuple(records),
     )
 

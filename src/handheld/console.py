@@ -39,14 +39,21 @@ def styled(text: str) -> Text:
     return Text(text, STYLES.get(text, ""))
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, caption: str = "") -> Table:
-    """A table whose numbers align to the right: a column name that starts with > does."""
-    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+def show_table(
+    out: Console, title: str, columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, caption: str = ""
+) -> None:
+    """Print a table whose numbers align to the right: those of a column whose name starts with >."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
-    return made
+    if title:
+        out.print(title, style="bold", soft_wrap=True)
+    out.print(made)
+    if caption:
+        out.print(caption, style="dim", soft_wrap=True)
+    out.print()
 
 
 class Progress:

@@ -6,8 +6,7 @@ from importlib import metadata, util
 from pydantic import BaseModel, ConfigDict
 
 from handheld import __version__, runtimes
-from handheld.export import formats
-from handheld.export.child import installed_versions
+from handheld.export import formats, versions
 
 
 class _Record(BaseModel):
@@ -56,7 +55,7 @@ def _converter(name: str) -> Capability:
         kind="format",
         name=name,
         ready=(advice := missing(target)) is None,
-        versions=installed_versions(target.distributions),
+        versions=versions.installed(target.distributions),
         advice=advice,
     )
 
@@ -64,8 +63,7 @@ def _converter(name: str) -> Capability:
 def _runner(name: str) -> Capability:
     runtime = runtimes.get(name)
     reason = runtime.why_not()
-    versions = installed_versions(runtime.distributions)
-    return Capability(kind="runtime", name=name, ready=reason is None, versions=versions, advice=reason)
+    return Capability(kind="runtime", name=name, ready=reason is None, versions=runtime.versions(), advice=reason)
 
 
 def _torchvision() -> str | None:

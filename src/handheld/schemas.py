@@ -10,10 +10,23 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from handheld.benchmarks.fidelity.check import CheckReport
+from handheld.benchmarks.latency.bench import BenchReport
+from handheld.benchmarks.latency.measurement import Measurement
+from handheld.benchmarks.report.summary import ReportSummary
+from handheld.export.manifest import Golden, Manifest
+from handheld.export.recipe import Recipe
 from handheld.runtimes.job import Job, Result
 
 SCHEMAS: dict[str, type[BaseModel]] = {
+    "bench": BenchReport,
+    "check": CheckReport,
+    "golden": Golden,
     "job": Job,
+    "manifest": Manifest,
+    "measurement": Measurement,
+    "recipe": Recipe,
+    "report": ReportSummary,
     "result": Result,
 }
 """Name of the record (its schema lies in `NAME.schema.json`) -> its model."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from handheld.benchmarks.fidelity.check import CheckCell, CheckReport
 from handheld.benchmarks.latency.bench import BenchCell, BenchReport
-from handheld.console import styled, table
+from handheld.console import show_table, styled
 from handheld.export import formats, recipe
 from handheld.export.cache import Cache, Entry
 from handheld.export.formats.base import Inspection
@@ -56,7 +56,7 @@ def show_export(out: Console, done: ExportReport) -> None:
         for cell in done.cells
     ]
     caption = "" if planned else "conversion: measured on host when it was made, its child process alone"
-    out.print(table(f"{done.model} · weights: {done.weights}", columns, rows, caption=caption))
+    show_table(out, f"{done.model} · weights: {done.weights}", columns, rows, caption=caption)
     _reasons(out, [(cell.name, cell.reason) for cell in done.cells])
     _remaining(out, done.cells)
     if not planned:
@@ -75,7 +75,7 @@ def show_check(out: Console, done: CheckReport) -> None:
     columns = [
         "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", "check", "runtime", "target",
     ]  # fmt: skip
-    out.print(table("Check", columns, rows, caption=_how_checked(done.cells)))
+    show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
     _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells])
     if done.required_but_not_run:
         out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
@@ -110,7 +110,7 @@ def show_bench(out: Console, done: BenchReport) -> None:
         "artifact", "status", ">median ms", "95 % interval", ">n", ">load ms", ">first ms", ">peak MB", ">threads",
         "basis",
     ]  # fmt: skip
-    out.print(table("Latency", columns, [_latency(cell) for cell in done.cells], caption=_how_measured(done)))
+    show_table(out, "Latency", columns, [_latency(cell) for cell in done.cells], caption=_how_measured(done))
     _reasons(out, [(cell.name, cell.reason) for cell in done.cells])
     measured = [cell for cell in done.cells if cell.measurement]
     _reasons(out, [(cell.name, cell.measurement.caution()) for cell in measured if cell.measurement])
@@ -172,9 +172,7 @@ def show_ship(out: Console, done: "ShipReport") -> None:
         ">latency ms", "95 % interval", "basis",
     ]  # fmt: skip
     captions = filter(None, (_how_checked(done.check.cells), _how_measured(done.bench)))
-    out.print(
-        table(f"{done.export.model} · weights: {done.export.weights}", columns, rows, caption="\n".join(captions))
-    )
+    show_table(out, f"{done.export.model} · weights: {done.export.weights}", columns, rows, caption="\n".join(captions))
     _reasons(out, [(cell.name, cell.reason) for cell in done.export.cells])
     _reasons(out, [(f"check {cell.format}-{cell.recipe}", _reason(cell)) for cell in done.check.cells])
     _reasons(
@@ -196,9 +194,9 @@ def show_run(out: Console, done: RunReport) -> None:
     ]  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in done.runtime_versions.items())
     columns = ["output", "shape", "dtype", ">min", ">mean", ">max", ">not finite"]
-    out.print(table(done.artifact.name, columns, rows, caption=f"{done.runtime} ({versions}) on {done.basis}"))
+    show_table(out, done.artifact.name, columns, rows, caption=f"{done.runtime} ({versions}) on {done.basis}")
     if done.top:
-        out.print(table("Best classes", [">class", ">score"], [[str(t.index), f"{t.score:.4f}"] for t in done.top]))
+        show_table(out, "Best classes", [">class", ">score"], [[str(t.index), f"{t.score:.4f}"] for t in done.top])
     if done.written:
         out.print(f"Outputs: {done.written}", soft_wrap=True)
 
@@ -217,10 +215,10 @@ def show_artifact(out: Console, shown: Shown) -> None:
         *_delegation(seen),
         *_origin(shown),
     ]
-    out.print(table("", ["", ""], rows))
+    show_table(out, "", ["", ""], rows)
     counts = sorted(seen.operators.items(), key=lambda item: (-item[1], item[0]))
     total = sum(seen.operators.values())
-    out.print(table(f"{total} operators", ["operator", ">count"], [[name, str(n)] for name, n in counts]))
+    show_table(out, f"{total} operators", ["operator", ">count"], [[name, str(n)] for name, n in counts])
 
 
 def _delegation(seen: Inspection) -> list[list[str]]:
@@ -263,7 +261,7 @@ def show_models(out: Console) -> None:
         for spec in zoo.ZOO.values()
     ]
     columns = ["model", ">parameters", ">MACs", "input", "paper", "published latency (theirs, not measured by us)"]
-    out.print(table("", columns, rows))
+    show_table(out, "", columns, rows)
 
 
 def models_json() -> str:
@@ -300,7 +298,7 @@ def show_recipes(out: Console) -> None:
     for each in recipe.RECIPES.values():
         out.print(f"{each.name}: {each.description}", soft_wrap=True)
     rows = [list(row.values()) for row in _recipe_rows()]
-    out.print(table("", ["format", "recipe", "default", "how it is made"], rows))
+    show_table(out, "", ["format", "recipe", "default", "how it is made"], rows)
 
 
 def recipes_json() -> str:
@@ -316,7 +314,7 @@ def _device_rows() -> list[dict[str, object]]:
 def show_devices(out: Console) -> None:
     """Targets."""
     rows = [[str(row[key]) for key in ("target", "basis", "processor", "cores", "os")] for row in _device_rows()]
-    out.print(table("", ["target", "basis of its numbers", "processor", ">cores", "system"], rows))
+    show_table(out, "", ["target", "basis of its numbers", "processor", ">cores", "system"], rows)
 
 
 def devices_json() -> str:
@@ -336,7 +334,7 @@ def show_doctor(out: Console, found: "Examination") -> None:
         ]
         for c in found.capabilities
     ]
-    out.print(table("", ["what", "state", "versions", "advice"], rows))
+    show_table(out, "", ["what", "state", "versions", "advice"], rows)
     for warning in found.warnings:
         out.print(f"warning: {warning}", soft_wrap=True)
 
@@ -345,7 +343,7 @@ def show_cache(out: Console, store: Cache, entries: Sequence[Entry], *, pruned: 
     """Entries, their sizes and last use."""
     total = sum(entry.size_bytes for entry in entries) if not pruned else 0
     rows = [] if pruned else [[e.kind, e.key[:16], _what(e.path), _mb(e.size_bytes)] for e in entries]
-    out.print(table(str(store.root), ["kind", "key", "what", ">size MB"], rows))
+    show_table(out, str(store.root), ["kind", "key", "what", ">size MB"], rows)
     out.print(f"removed {len(entries)} entries" if pruned else f"{len(entries)} entries, {total / 1e6:.1f} MB")
 
 

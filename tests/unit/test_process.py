@@ -45,7 +45,7 @@ time.sleep(60)
     _, timed_out, text = run(tmp_path, code, timeout=2)
     assert timed_out and "time limit" in text
     assert time.monotonic() - start < 20
-    assert not _alive(int(grandchild.read_text()))
+    wait_until_dead(int(grandchild.read_text()))
 
 
 def test_stop_ends_what_runs_and_refuses_more(tmp_path: Path) -> None:
@@ -89,10 +89,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    child = int(pid_file.read_text())
-    while _alive(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _alive(child)
+    wait_until_dead(int(pid_file.read_text()))
 
 
 def test_peak_memory_sees_an_allocation() -> None:
@@ -100,6 +97,14 @@ def test_peak_memory_sees_an_allocation() -> None:
     block = bytearray(before + 50_000_000)
     block[::4096] = b"x" * len(block[::4096])
     assert peak_memory_bytes() >= before + 40_000_000
+
+
+def wait_until_dead(pid: int) -> None:
+    """A kill takes its time on a busy machine."""
+    deadline = time.monotonic() + 10
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _alive(pid)
 
 
 def _alive(pid: int) -> bool:
