@@ -1,0 +1,113 @@
+"""ExecuTorch (`.pte`): to the edge dialect, and lowered whole or in parts to XNNPACK or to Core ML."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.blame import blame
+from handheld.export.formats.reading import reading
+from handheld.export.recipe import Recipe
+
+if TYPE_CHECKING:
+    from handheld.export.program import Program
+
+_NOT_TAKEN = re.compile(r"Operator (\S+) is not in Core ATen opset|<EdgeOpOverload: ([\w.]+)>|\b(\w+::[\w.]+)")
+
+
+class _PTE(Format):
+    """What both delegates share: a program with one method, `forward`, whose inputs and outputs go by position."""
+
+    suffix: ClassVar[str] = ".pte"
+    extra: ClassVar[str] = "executorch"
+
+    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
+        """Write the file. Nothing is cast. The file knows no names: their order is the signature's."""
+        from executorch.exir import to_edge_transform_and_lower
+        from torch._export.verifier import SpecViolationError
+
+        try:
+            edge = to_edge_transform_and_lower(program.exported, partitioner=[self._partitioner(recipe, options)])
+            lowered = edge.to_executorch()
+        except (SpecViolationError, RuntimeError) as error:
+            missing = ["".join(groups) for groups in _NOT_TAKEN.findall(str(error))]
+            if not missing:
+                raise
+            raise blame(self.title, program, missing) from error
+        if missing := _without_kernel(lowered.executorch_program):
+            raise blame(self.title, program, missing)
+        with destination.open("wb") as file:
+            lowered.write_to_file(file)
+        return Signature(inputs=program.inputs, outputs=program.outputs)
+
+    def inspect(self, path: Path) -> Inspection:
+        """Read the file. Inputs and outputs are called `input_0`, `output_0` and so on, for the file has no names."""
+        from handheld.export.formats import pte
+
+        with reading(path, self.title):
+            return pte.inspection(path)
+
+    @abstractmethod
+    def _partitioner(self, recipe: Recipe, options: Options) -> Any:
+        """What decides which parts of a graph the delegate takes."""
+
+
+class ExecuTorch(_PTE):
+    """ExecuTorch with XNNPACK."""
+
+    name: ClassVar[str] = "executorch"
+    title: ClassVar[str] = "ExecuTorch"
+    distributions: ClassVar[tuple[str, ...]] = ("torch", "executorch")
+    default_recipe: ClassVar[str] = "fp32"
+    recipes: ClassVar[Mapping[str, str]] = {"fp32": "weights and arithmetic in float32"}
+    unavailable: ClassVar[Mapping[str, str]] = {
+        "fp16": "XNNPACK's delegate has no form that stores float16 and computes in float32, and a half network leaves "
+        "its GELU outside the delegate: EfficientFormerV2-S0 would be eleven times slower and hardly smaller"
+    }
+    memory_factor: ClassVar[float] = 4.0
+    memory_base_bytes: ClassVar[int] = 500 * 2**20
+
+    def _partitioner(self, recipe: Recipe, options: Options) -> Any:  # noqa: ARG002
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        return XnnpackPartitioner()
+
+
+class ExecuTorchCoreML(_PTE):
+    """ExecuTorch with its Core ML delegate, which executes on Apple's systems only."""
+
+    name: ClassVar[str] = "executorch-coreml"
+    title: ClassVar[str] = "ExecuTorch (Core ML)"
+    distributions: ClassVar[tuple[str, ...]] = ("torch", "executorch", "coremltools")
+    default_recipe: ClassVar[str] = "fp16"
+    recipes: ClassVar[Mapping[str, str]] = {
+        "fp32": "weights and arithmetic in float32",
+        "fp16": "weights and arithmetic in float16, inputs and outputs float32",
+    }
+    blocked_imports: ClassVar[tuple[str, ...]] = ("tensorflow", "xgboost", "libsvm", "sklearn")
+    memory_factor: ClassVar[float] = 4.0
+    memory_base_bytes: ClassVar[int] = 600 * 2**20
+
+    def _partitioner(self, recipe: Recipe, options: Options) -> Any:
+        import coremltools
+        from executorch.backends.apple.coreml.compiler import CoreMLBackend
+        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+        precision = {"float16": coremltools.precision.FLOAT16, "float32": coremltools.precision.FLOAT32}
+        specs = CoreMLBackend.generate_compile_specs(
+            minimum_deployment_target=coremltools.target[options.deployment_target],
+            compute_precision=precision[recipe.weights],
+        )
+        return CoreMLPartitioner(compile_specs=specs)
+
+
+def _without_kernel(program: Any) -> list[str]:
+    """The operators that stay outside the delegate and that ExecuTorch's portable and optimised kernels lack."""
+    from executorch.extension.pybindings import portable_lib
+
+    available = set(portable_lib._get_operator_names())
+    operators = [operator for plan in program.execution_plan for operator in plan.operators]
+    called = {f"{operator.name}.{operator.overload}".rstrip(".") for operator in operators}
+    return sorted(called - available)
