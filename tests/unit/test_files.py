@@ -79,9 +79,12 @@ def test_a_real_full_disk_is_a_sentence() -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(HandheldError, match="no space is left there"), files.disk_errors(full):
-        with full.open("w") as file:
-            file.write("x")
+    with (
+        pytest.raises(HandheldError, match="no space is left there"),
+        files.disk_errors(full),
+        full.open("w") as file,
+    ):
+        file.write("x")
 
 
 def test_an_unwritable_place_is_a_sentence(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_module_alone_takes_its_inputs_from_the_command_line(user_file: Path) 
     assert model.specs == (TensorSpec("input", (1, 3, 8, 8)),)
     with pytest.raises(HandheldError, match="gave a module and no inputs; its forward takes input"):
         load(refer(f"{user_file}:bare"))
-    with pytest.raises(HandheldError, match="unknown input 'inptu'. Did you mean input"):
+    with pytest.raises(HandheldError, match=r"unknown input 'inptu'\. Did you mean input"):
         load(refer(f"{user_file}:bare", inputs=["inptu=1x3x8x8"]))
 
 
@@ -133,4 +133,11 @@ def test_bad_functions_are_sentences(user_file: Path, function: str, said: str) 
 
 
 def test_names_are_identifiers_and_unique() -> None:
-    assert unique_names(["a", "a", "b.c", "0", "class", ""], taken=["b_c"]) == ["a", "a_2", "b_c_2", "_0", "_class", "_"]
+    assert unique_names(["a", "a", "b.c", "0", "class", ""], taken=["b_c"]) == [
+        "a",
+        "a_2",
+        "b_c_2",
+        "_0",
+        "_class",
+        "_",
+    ]

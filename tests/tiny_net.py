@@ -1,0 +1,64 @@
+"""Small networks that tests bring to handheld as a user would, from this file."""
+
+import torch
+from torch import nn
+
+from handheld.models.probe import apply_probe_weights
+
+
+class TinyNet(nn.Module):
+    """A picture and token ids in, a dict out: convolution, batch norm, attention over 4 heads, an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.qkv = nn.Conv2d(8, 24, 1)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.embed = nn.Embedding(11, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`image` (1, 3, 16, 16) float32, `ids` (1, 4) int64 below 11."""
+        x = nn.functional.gelu(self.norm(self.conv(image)))
+        q, k, v = self.qkv(x).reshape(1, 3, 4, 2, 64).unbind(1)
+        weights = torch.softmax(q.transpose(-1, -2) @ k * 0.7, -1)
+        attended = (v @ weights.transpose(-1, -2)).reshape(1, 8, 8, 8)
+        features = x + self.scale * attended
+        tokens = self.embed(ids).mean(1)
+        return {"scores": self.head(features.mean((2, 3)) + tokens), "features": features}
+
+
+def tiny() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The network with probe weights and one sample."""
+    network = TinyNet().eval()
+    apply_probe_weights(network)
+    return network, {"image": torch.linspace(-1, 1, 768).view(1, 3, 16, 16), "ids": torch.tensor([[1, 10, 3, 0]])}
+
+
+class DependsOnValues(nn.Module):
+    """Cannot be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Python control flow on a tensor's value."""
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def untraceable() -> tuple[nn.Module, torch.Tensor]:
+    """A module that torch.export refuses."""
+    return DependsOnValues(), torch.ones(1, 4)
+
+
+class Decomposes(nn.Module):
+    """An operator that phones do not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Singular values."""
+        return torch.linalg.svdvals(x)
+
+
+def unsupported() -> tuple[nn.Module, torch.Tensor]:
+    """A module that no format but eager PyTorch can hold."""
+    return Decomposes(), torch.eye(4)[None]
