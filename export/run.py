@@ -211,16 +211,15 @@ class _Run:
             return self.cache.find("program", key) or self._traced(key)
 
     def _trace_key(self) -> str | None:
-        """A zoo or timm model is known by its name and our source; anyone else's only once it is traced."""
+        """Our zoo's and timm's models are known by name, source and versions; anyone else's only once it is traced."""
         model = self.request.model
-        if model.kind not in ("zoo", "timm"):
+        if model.kind != "timm" and not (model.kind == "zoo" and model.target in zoo.ZOO):
             return None
         return key_of(
             model=model.model_dump(mode="json", exclude={"checkpoint"}),
             checkpoint=files.sha256_of_file(model.checkpoint) if model.checkpoint else None,
             label=self.request.label,
             own=own_source_hash(),
-            provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
             versions=versions.installed(("torch", "numpy", "timm")),
         )
 
@@ -274,7 +273,7 @@ class _Run:
                 entry, status = self._artifact(key, task, target, chosen, (record, golden, gate, need))
             return self._install(entry, target, chosen, status)
         except HandheldError as error:
-            self.progress(cell.name, "failed")
+            self.progress(f"export {cell.name}", "failed")
             return cell.model_copy(update={"status": "failed", "reason": str(error)})
 
     def _key(self, target: Format, chosen: Recipe, options: Options, record: ProgramRecord) -> str:
@@ -305,7 +304,7 @@ class _Run:
             return entry, "cached"
         name = f"{target.name}-{chosen.name}"
         with self.cache.workspace() as work, (about[2] if about else memory.Gate(0)).reserve(about[3] if about else 0):
-            self.progress(name, "started")
+            self.progress(f"export {name}", "started")
             reply, log = self._child(task, work, name)
             if reply.failed or reply.converted is None:
                 raise _error(reply, f"{self.request.label} could not become {target.title}", log)
@@ -314,7 +313,7 @@ class _Run:
             for leftover in (REQUEST, REPLY):
                 (work / leftover).unlink(missing_ok=True)
             entry = self.cache.store("artifact", key, work)
-            self.progress(name, f"done in {reply.converted.work.seconds:.1f} s")
+            self.progress(f"export {name}", f"done in {reply.converted.work.seconds:.1f} s")
             return entry, "converted"
 
     def _write_manifest(
@@ -358,7 +357,7 @@ class _Run:
         if not place.is_dir() or files.file_hashes(place) != expected:
             files.install(entry, place, leave_out=(HASHES, GOLDEN, GOLDEN_ARRAYS))
         if status == "cached":
-            self.progress(place.name, "cached")
+            self.progress(f"export {place.name}", "cached")
         return Cell(
             format=target.name,
             recipe=chosen.name,

@@ -101,9 +101,9 @@ def check(
     cells = []
     for target in chosen:
         for found in find(folder, only):
-            progress(found.name, "started")
+            progress(f"check {found.name}", "started")
             cell = _check(found, target, threads, timeout)
-            progress(found.name, cell.status)
+            progress(f"check {found.name}", cell.status)
             cells.append(cell)
     ran = {cell.format for cell in cells if cell.status in ("passed", "failed")}
     lacking = tuple(name for name in wanted if name not in ran)

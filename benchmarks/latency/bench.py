@@ -84,9 +84,9 @@ def bench(
     for target in chosen:
         for found in find(folder, only):
             for count in threads:
-                progress(found.name, "started")
+                progress(f"bench {found.name}", "started")
                 cell = _bench(found, target, profile, count, timeout)
-                progress(found.name, cell.status)
+                progress(f"bench {found.name}", cell.status)
                 cells.append(cell)
     report = BenchReport(folder=folder, profile=profile, cells=tuple(cells))
     files.write_record(folder / BENCH, report)

@@ -82,7 +82,7 @@ class Progress:
             self._started[name] = time.monotonic()
         else:
             self._started.pop(name, None)
-        if not self._quiet and (state != "started" or not self._live):
+        if not self._quiet and state != "started":
             self._console.print(Text.assemble(f"{name}  ", styled(state)))
 
     def _lines(self) -> Table:
