@@ -42,6 +42,8 @@ class Boundaried(nn.Module):
         self._pictures = [_is_picture(leaf, boundary) for leaf in leaves]
         self._images = [leaf.ndim == 4 and boundary.layout == "nhwc" for leaf in leaves]
         self._nhwc = boundary.layout == "nhwc"
+        self.scale: torch.Tensor
+        self.offset: torch.Tensor
         if boundary.picture:
             scale = [1 / (255 * std) for std in boundary.picture.std]
             offset = [-mean / std for mean, std in zip(boundary.picture.mean, boundary.picture.std, strict=True)]
@@ -225,7 +227,7 @@ def program_hash(program: Program) -> str:
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             flat = value.detach().contiguous().view(-1)
-            digest.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from handheld.errors import HandheldError
 
@@ -61,14 +62,14 @@ def _restricted_unpickling() -> Iterator[None]:
     def refuse(*_: Any) -> Any:
         raise pickle.UnpicklingError("it holds a pickled object that is no tensor")
 
-    saved: Any = (torch.load, pickle.loads, torch._C._pickle_load_obj)
-    original_load = torch.load
+    load = torch.load
 
     def restricted(file: Any, *_: Any, **__: Any) -> Any:
-        return original_load(file, weights_only=True)
+        return load(file, weights_only=True)
 
-    torch.load, pickle.loads, torch._C._pickle_load_obj = restricted, refuse, refuse
-    try:
+    with (
+        mock.patch.object(torch, "load", restricted),
+        mock.patch.object(pickle, "loads", refuse),
+        mock.patch.object(torch._C, "_pickle_load_obj", refuse),
+    ):
         yield
-    finally:
-        torch.load, pickle.loads, torch._C._pickle_load_obj = saved

@@ -3,6 +3,7 @@
 `refer` runs in the parent and imports nothing heavy; `load` runs in a child process, with torch.
 """
 
+import importlib
 import importlib.util
 import inspect
 import keyword
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -79,10 +80,14 @@ def parse_input(text: str) -> TensorSpec:
     if not match:
         raise HandheldError(f"cannot read the input {text!r}.", hint=f"Expected {INPUT_HELP}.")
     name, shape, dtype, high = match.groups()
-    if dtype and dtype not in get_args(DType):
-        raise unknown("dtype", dtype, get_args(DType))
     sizes = () if shape == "scalar" else tuple(int(size) for size in shape.split("x"))
-    return TensorSpec(name, sizes, dtype or "float32", int(high) if high else None)
+    return TensorSpec(name, sizes, _known_dtype(dtype or "float32"), int(high) if high else None)
+
+
+def _known_dtype(name: str) -> DType:
+    if name not in get_args(DType):
+        raise unknown("dtype", name, get_args(DType))
+    return cast(DType, name)
 
 
 def refer(
@@ -242,11 +247,11 @@ def _bridge_torchvision() -> None:
     if importlib.util.find_spec("torchvision") is None or "torchvision" in sys.modules:
         return
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except RuntimeError:
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _BRIDGE.append(library)
@@ -373,7 +378,8 @@ def _describe(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     leaves, _ = _pytree.tree_flatten_with_path((args, kwargs))
     paths = []
-    for path, leaf in leaves:
+    for keys, leaf in leaves:
+        path: Any = keys
         parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path[1:]]
         if path[0].idx == 0:
             parts[0] = names[int(parts[0])]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from handheld.benchmarks.fidelity.check import CheckCell, CheckReport
 from handheld.benchmarks.latency.bench import BenchCell, BenchReport
@@ -45,7 +46,7 @@ def show_export(out: Console, done: ExportReport) -> None:
     """What became of each format."""
     planned = any(cell.status == "planned" for cell in done.cells)
     columns = ["artifact", "status", ">size MB", ">conversion s", ">peak MB" if not planned else ">estimated peak MB"]
-    rows = [
+    rows: list[list[str | Text]] = [
         [
             cell.name,
             styled(cell.status),
@@ -71,7 +72,9 @@ def _remaining(out: Console, cells: Sequence[Cell]) -> None:
 
 def show_check(out: Console, done: CheckReport) -> None:
     """Whether each artifact computes what the model computes."""
-    rows = [[cell.name, *_parity(cell), styled(cell.status), cell.runtime or "–", cell.target] for cell in done.cells]
+    rows: list[list[str | Text]] = [
+        [cell.name, *_parity(cell), styled(cell.status), cell.runtime or "–", cell.target] for cell in done.cells
+    ]
     columns = [
         "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", "check", "runtime", "target",
     ]  # fmt: skip

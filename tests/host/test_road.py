@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-TINY = f"{Path(__file__).resolve().parents[1] / 'tiny_net.py'}"
+TINY = str(Path(__file__).resolve().parent / "tiny_net.py")
 FORMATS = ("coreml", "coreai", "litert", "executorch", "onnx")
 
 

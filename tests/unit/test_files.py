@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_install_leaves_the_old_one_when_the_disk_is_full(tmp_path: Path, monkey
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.shutil, "copy2", full)
+    monkeypatch.setattr(shutil, "copy2", full)
     with pytest.raises(HandheldError, match="no space is left there"):
         files.install(new, old)
     assert old.read_text() == "old"

@@ -56,7 +56,8 @@ class Decomposes(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Singular values."""
-        return torch.linalg.svdvals(x)
+        values: torch.Tensor = torch.linalg.svdvals(x)
+        return values
 
 
 def unsupported() -> tuple[nn.Module, torch.Tensor]:
