@@ -66,7 +66,7 @@ def apply(program: "Program", format_name: str) -> "tuple[Program, dict[str, int
     except Exception as error:
         done = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
         raise RewriteError(
-            f"rewriting the model for {format_name} failed in {stage}: {error}\n  Rewrites that had run: {done}.",
+            f"rewriting the model for {format_name} failed: {stage} failed: {error}\n  Rewrites that had run: {done}.",
             hint="This is a fault of handheld; please report it with the model's graph.",
         ) from error
 

@@ -59,7 +59,7 @@ class LocalRewrite(Rewrite):
 
     def ensures(self, module: "GraphModule") -> None:
         """Nothing is left to change."""
-        left = [node.name for node in graph.find(module, self.operators) if self.match(node)]
+        left = [node.name for node in graph.find(module, self.operators) if node.users and self.match(node)]
         if left:
             raise RewriteError(f"{self.name} left {', '.join(left)} as it was, which it should have changed.")
 

@@ -103,13 +103,14 @@ def _input_axis(taker: Layer) -> int:
 
 def _axis_after(node: "Node", source: "Node", axis: int) -> int | None:
     """Where the channels of `source` lie after `node`; None if `node` is not linear or mixes them."""
-    operator, arguments, rank = graph.operator(node), graph.arguments(node), len(graph.shape(source))
-    if operator == MEAN and arguments["dtype"] is None:
+    operator, rank = graph.operator(node), len(graph.shape(source))
+    if operator == MEAN:
+        arguments = graph.arguments(node)
         reduced = {dim % rank for dim in arguments["dim"] or range(rank)}
-        return None if axis in reduced else axis - (0 if arguments["keepdim"] else sum(dim < axis for dim in reduced))
+        dropped = 0 if arguments["keepdim"] else sum(dim < axis for dim in reduced)
+        return None if axis in reduced or arguments["dtype"] else axis - dropped
     if operator in ADAPTIVE_MEANS:
         return axis
     if operator in graph.VIEWS:
         return graph.axis_through_view(graph.shape(source), graph.shape(node), axis)
-    order = graph.permutation(node)
-    return order.index(axis) if order else None
+    return cast("list[int]", graph.permutation(node)).index(axis) if operator in graph.PERMUTES else None

@@ -30,10 +30,11 @@ class RemoveNoops(LocalRewrite):
     operators = (*DROPOUTS, *COPIES, *CASTS, *SAME_SHAPE, SLICE, *graph.PERMUTES, *NEUTRAL)
 
     def call(self, module: "GraphModule") -> int:
-        """Remove the checks that hang beside casts, then what does nothing."""
+        """Remove the checks that hang beside casts, and what nothing uses, then what does nothing."""
         checks = graph.find(module, (CHECK,))
         for check in checks:
             module.graph.erase_node(check)
+        module.graph.eliminate_dead_code()
         return len(checks) + super().call(module)
 
     def match(self, node: "Node") -> Change | None:
@@ -64,7 +65,7 @@ def _handed_on(node: "Node") -> "Node | None":
 def _changes_layout(node: "Node") -> bool:
     import torch
 
-    kept = (None, torch.contiguous_format, torch.preserve_format)
+    kept = (None, 0, torch.contiguous_format, torch.preserve_format)  # a schema writes the default as a number
     return graph.arguments(node).get("memory_format") not in kept
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rewriting import assert_equal, rewrite, telling, traced
+from rewriting import IMAGE, TOKENS, Fn, assert_equal, rewrite, traced
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -15,29 +15,12 @@ from handheld.export.rewrites.fold_scale import FoldScale
 from handheld.export.rewrites.merge_parallel import MergeParallel
 from handheld.export.rewrites.remove_noops import RemoveNoops
 
-IMAGE = (2, 6, 8, 8)
-TOKENS = (2, 5, 6)
-
-
-class Fn(nn.Module):
-    """`function(parts, *inputs)` as a module, whose parts are named modules and parameters."""
-
-    def __init__(self, function: Callable[..., object], **parts: nn.Module | Tensor) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) and part.is_floating_point() else part)
-        telling(self)
-
-    def forward(self, *inputs: Tensor) -> object:
-        return self.function(self, *inputs)
-
 
 class TestRemoveNoops:
     @pytest.mark.parametrize(
         "noop",
         [
-            nn.Dropout(0.5),
+            lambda x: F.dropout(x, 0.5, training=False),
             lambda x: x.clone(),
             lambda x: x.permute(0, 2, 3, 1).permute(0, 1, 2, 3).contiguous().permute(0, 3, 1, 2),
             lambda x: x.to(torch.float32),
@@ -87,7 +70,7 @@ class TestFoldConstants:
             lambda m, x: x * m.gamma.view(-1, 1, 1).exp() + m.bias[:, m.index],
             gamma=torch.ones(3),
             bias=torch.ones(3, 9),
-            index=nn.Parameter(index, requires_grad=False),
+            index=index,
         )
         seen = rewrite(module, [(2, 3, 4, 4)], FoldConstants)
         assert seen.operators == {"mul.Tensor": 1, "add.Tensor": 1}
@@ -99,7 +82,8 @@ class TestFoldConstants:
 
     def test_results_of_several_parts(self) -> None:
         module = Fn(lambda m, x: x * m.table.chunk(2)[1] + m.table.unbind(0)[0], table=torch.ones(4, 5))
-        assert rewrite(module, [(2, 2, 5)], FoldConstants).operators == {"mul.Tensor": 1, "add.Tensor": 1}
+        seen = rewrite(module, [(2, 2, 5)], RemoveNoops, FoldConstants)
+        assert seen.operators == {"mul.Tensor": 1, "add.Tensor": 1}
 
     def test_what_would_grow_the_file_stays(self) -> None:
         module = Fn(lambda m, x: x + m.scalar.expand(1024, 1024).exp(), scalar=torch.ones(1))
@@ -195,9 +179,7 @@ class TestFoldBatchNorm:
         assert rewrite(module, [IMAGE], FoldBatchNorm).changed == 0
 
     def test_another_user_of_the_weights(self) -> None:
-        module = Fn(
-            lambda m, x: m.norm(m.conv(x)) + m.conv(x.sin()), conv=nn.Conv2d(6, 4, 1), norm=nn.BatchNorm2d(4)
-        )
+        module = Fn(lambda m, x: m.norm(m.conv(x)) + m.conv(x.sin()), conv=nn.Conv2d(6, 4, 1), norm=nn.BatchNorm2d(4))
         assert rewrite(module, [IMAGE], FoldBatchNorm).changed == 0
 
     def test_another_user_of_the_bias(self) -> None:
@@ -264,6 +246,7 @@ class TestFoldBatchNorm:
         )
         assert rewrite(module, [IMAGE], FoldBatchNorm).changed == 0
 
+    @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch's own
     def test_of_a_decomposed_program(self) -> None:
         module = conv_then(nn.BatchNorm2d(4), nn.Conv2d(6, 4, 1))
         program = traced(module, [IMAGE])
@@ -326,10 +309,9 @@ class TestFoldScale:
             lambda m, x: (m.layer(x) + 1) * 0.3,
             lambda m, x: m.layer(x).relu() * 0.3,
             lambda m, x: m.layer(x) * m.rows,  # not per channel
-            lambda m, x: m.layer(x) * m.rows * m.column,
             lambda m, x: m.layer(x)[:, :, None] * m.column,  # grows by the product
             lambda m, x: 0.3 / m.layer(x),  # the other way round
-            lambda m, x: m.column / m.layer(x),
+            lambda m, x: m.rows / m.layer(x),
             lambda m, x: m.layer(x) * x.mean(),  # not constant
             lambda m, x: m.layer(x) * 0.3 + m.layer(x.sin()),  # weights that serve twice
             lambda m, x: torch.div(m.layer(x), 3, rounding_mode="floor"),
@@ -338,7 +320,9 @@ class TestFoldScale:
         ],
     )
     def test_left_alone(self, kept: Callable[[Fn, Tensor], Tensor]) -> None:
-        module = Fn(kept, layer=nn.Linear(6, 6), rows=torch.ones(5, 1), column=torch.ones(6, 6, 5, 1)[0, 0, :, 0:1, None])
+        module = Fn(
+            kept, layer=nn.Linear(6, 6), rows=torch.ones(5, 1), column=torch.ones(6, 6, 5, 1)[0, 0, :, 0:1, None]
+        )
         unchanged = rewrite(module, [TOKENS], FoldConstants).operators
         assert rewrite(module, [TOKENS], FoldConstants, FoldScale).operators == unchanged
 
@@ -364,6 +348,7 @@ class TestMergeParallel:
             (nn.Conv2d(6, 4, 1, stride=2), nn.Conv2d(6, 4, 3, stride=2, padding=1), IMAGE),
             (nn.Conv2d(6, 6, (5, 3), padding=(2, 1), groups=6), nn.Conv2d(6, 6, 3, padding=1, groups=6), IMAGE),
             (nn.Conv2d(6, 4, 3, padding=2, dilation=2), nn.Conv2d(6, 4, 1), IMAGE),
+            (nn.Conv2d(6, 4, 3, stride=2, padding=1), nn.Conv2d(6, 4, 2, stride=2), IMAGE),
             (nn.Conv1d(6, 4, 3, padding=1), nn.Conv1d(6, 4, 1), (2, 6, 8)),
             (nn.Conv2d(6, 6, 3, padding=1, groups=3), nn.BatchNorm2d(6), IMAGE),
             (nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1, bias=False), IMAGE),
@@ -380,8 +365,8 @@ class TestMergeParallel:
             (nn.Conv2d(6, 6, 3, padding=2, dilation=2), nn.Conv2d(6, 6, 3, padding=1)),
             (nn.Conv2d(6, 6, (3, 1), padding=(1, 0)), nn.Conv2d(6, 6, (1, 3), padding=(0, 1))),
             (nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 1, 3, padding=1)),  # broadcast
-            (nn.Conv2d(6, 6, 2, padding="same"), nn.Conv2d(6, 6, 1)),
-            (nn.Conv2d(6, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 2, stride=2)),
+            (nn.Conv2d(6, 6, 3, padding="same"), nn.Conv2d(6, 6, 1)),
+            (nn.Conv2d(6, 6, 2, stride=2), nn.Conv2d(6, 6, 2, stride=2, padding=1, dilation=2)),
             (nn.ConvTranspose2d(6, 6, 1), nn.ConvTranspose2d(6, 6, 1)),
             (nn.Conv2d(6, 6, 1), nn.Identity()),  # a plain skip
         ],
@@ -437,4 +422,3 @@ class TestMergeParallel:
             return result[..., : part.shape[2], : part.shape[3]] + part
 
         rewrite(Fn(function, conv=conv), [IMAGE], MergeParallel)
-
