@@ -1,0 +1,184 @@
+"""Loading trained weights, safely: nothing in the file is ever executed, and every tensor must find its place."""
+
+import argparse
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from handheld.errors import HandheldError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAFETENSORS = (".safetensors",)
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+WRAPPERS = ("model", "state_dict")
+"""Under these keys a training script keeps the weights: the authors of EfficientFormerV2 under the first."""
+COUNTER = "num_batches_tracked"
+"""Batch norm's count of training steps: nothing that is computed depends on it, and not every checkpoint has it."""
+SHOWN = 20
+RESAVE = (
+    "If you trust it, re-save its tensors where it was made: "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'); then load that file."
+)
+
+
+def keep_name(name: str) -> str | None:
+    """The renaming for a checkpoint whose names are the module's own."""
+    return name
+
+
+def load(module: "nn.Module", path: Path, rename: "Callable[[str], str | None]" = keep_name) -> None:
+    """Copy the checkpoint's tensors into `module`, in place; half precision is widened to the module's float32.
+
+    `rename` gives the module's name for a name in the file, or None for a tensor to be left out. Shapes must agree up
+    to unit axes at the end (a layer scale may be stored as C or C×1×1). Raises `HandheldError` as `read` does, and if
+    tensors are missing, unexpected or of another shape or kind: all are counted, the first 20 are named.
+    """
+    import torch
+
+    expected = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
+    found: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    unfit: list[str] = []
+    for original, tensor in read(path).items():
+        name = rename(original)
+        if name is None or name.endswith(COUNTER):
+            continue
+        label = name if name == original else f"{name} ({original} in the file)"
+        if name not in expected or name in found:
+            unexpected.append(f"unexpected {label}: came {_describe(tensor)}")
+            continue
+        found[name] = tensor
+        if not _fits(tensor, expected[name]):
+            unfit.append(f"unfit {label}: expected {_describe(expected[name])}, came {_describe(tensor)}")
+    missing = [f"missing {name}: expected {_describe(expected[name])}" for name in expected if name not in found]
+    if missing or unexpected or unfit:
+        raise _misfit(path, type(module).__name__, missing, unexpected, unfit)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(found[name].reshape(tensor.shape))
+
+
+def read(path: Path) -> "dict[str, Tensor]":
+    """The tensors of a `.safetensors` file, or of a PyTorch checkpoint that holds nothing but tensors and plain data.
+
+    A dictionary that keeps its weights under `model` or `state_dict` is unwrapped. Raises `HandheldError` for a file
+    that is not there, cannot be read, is truncated or corrupt, is no checkpoint, or would run code when loaded.
+    """
+    if path.suffix not in SAFETENSORS + PICKLES:
+        raise HandheldError(f"{path}: expected a checkpoint that ends in {', '.join(SAFETENSORS + PICKLES)}.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise HandheldError(f"cannot read the checkpoint {path}: {error.strerror}.") from error
+    contents = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickle(path, start)
+    return _unwrap(path, contents)
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise HandheldError(f"{path} is truncated, or no safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path, start: bytes) -> Any:
+    """PyTorch's own two forms: a zip file, or (before 1.6) a bare pickle, read by its tensors-only unpickler."""
+    import torch
+
+    if start == b"PK\x03\x04":
+        _check_zip(path)
+    elif not start.startswith(b"\x80"):
+        raise HandheldError(f"{path} is not a checkpoint: it starts with {start!r}, neither a zip file nor a pickle.")
+    # The authors' training script keeps its arguments beside the weights: a Namespace is plain data.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of what it then refuses
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # the unpickler raises whatever the bytes lead it to
+            raise _refusal(path, error) from error
+
+
+def _check_zip(path: Path) -> None:
+    """PyTorch itself does not compare checksums: a flipped bit in a weight would go unseen."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise HandheldError(f"{path} is truncated or corrupt: {error}.", hint="Copy or download it again.") from error
+    if damaged is not None:
+        raise HandheldError(
+            f"{path} is corrupt: the checksum of {damaged} does not match.", hint="Copy or download it again."
+        )
+
+
+def _refusal(path: Path, error: Exception) -> HandheldError:
+    text = str(error)
+    if called := re.search(r"GLOBAL ([\w.]+)", text):
+        return HandheldError(
+            f"{path} was refused: loading it would call {called[1]}, and a checkpoint needs nothing but tensors.",
+            hint=RESAVE,
+        )
+    if "TorchScript" in text:
+        return HandheldError(f"{path} was refused: it is a TorchScript program, not a state dict.", hint=RESAVE)
+    if operand := re.search(r"Unsupported operand \d+", text):
+        return HandheldError(
+            f"{path} was refused: its pickle holds more than tensors and plain data, and could run code when loaded "
+            f"({operand[0].lower()}).",
+            hint=RESAVE,
+        )
+    reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return HandheldError(f"{path} is truncated, corrupt or no checkpoint: {reason}.")
+
+
+def _unwrap(path: Path, contents: Any) -> "dict[str, Tensor]":
+    from torch import Tensor
+
+    if isinstance(contents, Mapping):
+        contents = next((contents[key] for key in WRAPPERS if isinstance(contents.get(key), Mapping)), contents)
+    came = f"a {type(contents).__name__}"
+    if isinstance(contents, Mapping):
+        strangers = [key for key, value in contents.items() if not isinstance(value, Tensor)]
+        if contents and not strangers:
+            return {str(key): value for key, value in contents.items()}
+        came = f"a dictionary with {', '.join(map(repr, strangers[:SHOWN]))} in it" if strangers else "an empty one"
+    raise HandheldError(
+        f"{path} is not a checkpoint: expected a dictionary of tensors, alone or under "
+        f"{' or '.join(map(repr, WRAPPERS))}; came {came}."
+    )
+
+
+def _fits(tensor: "Tensor", expected: "Tensor") -> bool:
+    same_kind = tensor.is_floating_point() == expected.is_floating_point()
+    return same_kind and _core(tensor) == _core(expected)
+
+
+def _core(tensor: "Tensor") -> tuple[int, ...]:
+    """The shape without unit axes at the end."""
+    shape = list(tensor.shape)
+    while shape and shape[-1] == 1:
+        shape.pop()
+    return tuple(shape)
+
+
+def _describe(tensor: "Tensor") -> str:
+    return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _misfit(path: Path, what: str, missing: list[str], unexpected: list[str], unfit: list[str]) -> HandheldError:
+    lines = missing + unexpected + unfit
+    shown = "".join(f"\n    {line}" for line in lines[:SHOWN])
+    more = f"\n    and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return HandheldError(
+        f"{path} does not fit {what}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+        f"{len(unfit)} of another shape or kind.{shown}{more}",
+        hint="Is it the checkpoint of another model or size? handheld models lists those that there are.",
+    )
