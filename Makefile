@@ -23,6 +23,10 @@ types: $(VENV)/dev.stamp
 tests: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow"
 
+# Killed a hundred times at random moments: ten minutes.
+kills: $(VENV)/dev.stamp
+	HANDHELD_KILLS=100 $(PYTEST) -n 0 tests/host/test_kills.py
+
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
 
