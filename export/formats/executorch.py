@@ -10,9 +10,15 @@ from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
 from handheld.export.formats.reading import reading
 from handheld.export.recipe import Recipe
+from handheld.models.spec import DType
 
 if TYPE_CHECKING:
     from handheld.export.program import Program
+
+NARROW: frozenset[DType] = frozenset({"uint8", "int8", "int16"})
+"""Dtypes that Core ML has no tensors of: inputs of them are cast by ExecuTorch itself, outside the delegate."""
+
+CAST = "dim_order_ops._to_dim_order_copy.default"
 
 _NOT_TAKEN = re.compile(r"Operator (\S+) is not in Core ATen opset|<EdgeOpOverload: ([\w.]+)>|\b(\w+::[\w.]+)")
 
@@ -25,12 +31,10 @@ class _PTE(Format):
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """Write the file. Nothing is cast. The file knows no names: their order is the signature's."""
-        from executorch.exir import to_edge_transform_and_lower
         from torch._export.verifier import SpecViolationError
 
         try:
-            edge = to_edge_transform_and_lower(program.exported, partitioner=[self._partitioner(recipe, options)])
-            lowered = edge.to_executorch()
+            lowered = self._lowered(program, recipe, options)
         except (SpecViolationError, RuntimeError) as error:
             missing = ["".join(groups) for groups in _NOT_TAKEN.findall(str(error))]
             if not missing:
@@ -49,8 +53,15 @@ class _PTE(Format):
         with reading(path, self.title):
             return pte.inspection(path)
 
+    def _lowered(self, program: "Program", recipe: Recipe, options: Options) -> Any:
+        """An `ExecutorchProgramManager`."""
+        from executorch.exir import to_edge_transform_and_lower
+
+        partitioner = self._partitioner(program, recipe, options)
+        return to_edge_transform_and_lower(program.exported, partitioner=[partitioner]).to_executorch()
+
     @abstractmethod
-    def _partitioner(self, recipe: Recipe, options: Options) -> Any:
+    def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:
         """What decides which parts of a graph the delegate takes."""
 
 
@@ -69,7 +80,13 @@ class ExecuTorch(_PTE):
     memory_factor: ClassVar[float] = 4.0
     memory_base_bytes: ClassVar[int] = 500 * 2**20
 
-    def _partitioner(self, recipe: Recipe, options: Options) -> Any:  # noqa: ARG002
+    def _lowered(self, program: "Program", recipe: Recipe, options: Options) -> Any:
+        from handheld.export.formats.xnnpack_passes import needed_passes_only
+
+        with needed_passes_only():
+            return super()._lowered(program, recipe, options)
+
+    def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:  # noqa: ARG002
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         return XnnpackPartitioner()
@@ -90,7 +107,7 @@ class ExecuTorchCoreML(_PTE):
     memory_factor: ClassVar[float] = 4.0
     memory_base_bytes: ClassVar[int] = 600 * 2**20
 
-    def _partitioner(self, recipe: Recipe, options: Options) -> Any:
+    def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:
         import coremltools
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
@@ -100,7 +117,8 @@ class ExecuTorchCoreML(_PTE):
             minimum_deployment_target=coremltools.target[options.deployment_target],
             compute_precision=precision[recipe.weights],
         )
-        return CoreMLPartitioner(compile_specs=specs)
+        narrow = any(spec.dtype in NARROW for spec in program.inputs)
+        return CoreMLPartitioner(compile_specs=specs, skip_ops_for_coreml_delegation=[CAST] if narrow else None)
 
 
 def _without_kernel(program: Any) -> list[str]:

@@ -235,7 +235,7 @@ class _Inspector:
         with tempfile.TemporaryDirectory() as folder:
             if not executorchcoreml.unflatten_directory_contents(bytes(data), folder):
                 raise ValueError("the Core ML package inside cannot be unpacked")
-            package = coreml_package.inspect(Path(folder) / "model.mlpackage")
+            package = coreml_package.inspect(next(Path(folder).rglob("*.mlpackage")))
         for counts, more in ((self.operators, package.operators), (self.weights, package.weights)):
             for name, number in more.items():
                 _count(counts, name, number)
