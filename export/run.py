@@ -211,15 +211,16 @@ class _Run:
             return self.cache.find("program", key) or self._traced(key)
 
     def _trace_key(self) -> str | None:
-        """Our zoo's and timm's models are known by name, source and versions; anyone else's only once it is traced."""
+        """The zoo's and timm's models are known by name, source and versions; a user's only once it is traced."""
         model = self.request.model
-        if model.kind != "timm" and not (model.kind == "zoo" and model.target in zoo.ZOO):
+        if model.kind not in ("zoo", "timm"):
             return None
         return key_of(
             model=model.model_dump(mode="json", exclude={"checkpoint"}),
             checkpoint=files.sha256_of_file(model.checkpoint) if model.checkpoint else None,
             label=self.request.label,
             own=own_source_hash(),
+            provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
             versions=versions.installed(("torch", "numpy", "timm")),
         )
 

@@ -22,7 +22,7 @@ app = typer.Typer(
     name="handheld",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Lands neural networks on phones: exports a model to Core ML, Core AI, LiteRT, ExecuTorch and ONNX, proves "
     "that every file computes what the model computes, measures it, and reports.",
@@ -121,10 +121,10 @@ def _numbers(text: str | None, what: str) -> tuple[float, ...] | None:
 
 
 @app.command(
-    epilog="**Examples**\n\n"
-    "handheld export efficientformerv2_s0\n\n"
-    "handheld export my_net.py:build --to coreml,litert --recipe fp16 --out out\n\n"
-    "handheld export timm:mobilenetv3_small_100 --to onnx --layout nhwc --bake-preprocessing"
+    epilog="\b\nExamples:\n"
+    "  handheld export efficientformerv2_s0\n"
+    "  handheld export my_net.py:build --to coreml,litert --recipe fp16 --out out\n"
+    "  handheld export timm:mobilenetv3_small_100 --to onnx --layout nhwc --bake-preprocessing"
 )
 def export(
     model: Model,
@@ -145,7 +145,10 @@ def export(
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Convert a model to each format, each in a process of its own, with a manifest beside every file."""
+    """Convert a model to each format.
+
+    Each in a process of its own, with a manifest beside every file.
+    """
     with _speaking():
         from handheld import api, views
         from handheld.console import Progress, console
@@ -178,9 +181,9 @@ def export(
 
 
 @app.command(
-    epilog="**Examples**\n\n"
-    "handheld ship efficientformerv2_s0\n\n"
-    "handheld ship my_net.py:build --recipe fp16 --out out --json"
+    epilog="\b\nExamples:\n"
+    "  handheld ship efficientformerv2_s0\n"
+    "  handheld ship my_net.py:build --recipe fp16 --out out --json"
 )
 def ship(
     model: Model,
@@ -236,7 +239,9 @@ def ship(
 
 
 @app.command(
-    epilog="**Examples**\n\nhandheld check out\n\nhandheld check out --require coreai,litert,onnx --json\n\n"
+    epilog="\b\nExamples:\n"
+    "  handheld check out\n"
+    "  handheld check out --require coreai,litert,onnx --json\n\n"
     "Exit codes: 0 every cell that ran passed and at least one ran; 1 a parity failure; 2 it could not be done."
 )
 def check(
@@ -247,7 +252,10 @@ def check(
     timeout: Timeout = 600,
     json: Json = False,
 ) -> None:
-    """Run every artifact on its golden inputs and compare with the model's own outputs. Needs no torch."""
+    """Compare every artifact with the model's own outputs.
+
+    Runs each on its golden inputs. Needs neither torch nor the model's source.
+    """
     with _speaking():
         from handheld import api, views
         from handheld.console import Progress, console
@@ -263,7 +271,7 @@ def check(
         raise typer.Exit(done.exit_code)
 
 
-@app.command(epilog="**Examples**\n\nhandheld bench out\n\nhandheld bench out --profile ci --threads 1 --threads 2")
+@app.command(epilog="\b\nExamples:\n  handheld bench out\n  handheld bench out --profile ci --threads 1 --threads 2")
 def bench(
     folder: Folder,
     on: On = "host",
@@ -272,7 +280,10 @@ def bench(
     timeout: Timeout = 1200,
     json: Json = False,
 ) -> None:
-    """Measure the latency of every artifact whose runtime is no reference. Every number says its basis."""
+    """Measure the latency of every artifact.
+
+    References (right numbers, meaningless speed) are refused. Every number says its basis.
+    """
     with _speaking():
         from handheld import api, views
         from handheld.console import Progress, console
@@ -293,13 +304,13 @@ def bench(
         raise typer.Exit(done.exit_code)
 
 
-@app.command(epilog="**Examples**\n\nhandheld report out --out report.md\n\nhandheld report out --out report.json")
+@app.command(epilog="\b\nExamples:\n  handheld report out --out report.md\n  handheld report out --out report.json")
 def report(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="A .md or .json file; both, in DIR, if left out.")] = None,
     json: Json = False,
 ) -> None:
-    """Write what the last export, check and bench of a folder found."""
+    """Write what a folder's last check and bench found."""
     with _speaking():
         from handheld import api
 
@@ -312,9 +323,9 @@ def report(
 
 
 @app.command(
-    epilog="**Examples**\n\n"
-    "handheld run out/efficientformerv2_s0/onnx-fp32 --input image=cat.png --top 5\n\n"
-    "handheld run model.tflite --input image=x.npy --output y.npz"
+    epilog="\b\nExamples:\n"
+    "  handheld run out/efficientformerv2_s0/onnx-fp32 --input image=cat.png --top 5\n"
+    "  handheld run model.tflite --input image=x.npy --output y.npz"
 )
 def run(
     artifact: ArtifactPath,
@@ -340,10 +351,14 @@ def run(
 
 
 @app.command(
-    epilog="**Examples**\n\nhandheld show out/efficientformerv2_s0/executorch-fp32\n\nhandheld show model.onnx"
+    epilog="\b\nExamples:\n  handheld show out/efficientformerv2_s0/executorch-fp32\n  handheld show model.onnx"
 )
 def show(artifact: ArtifactPath, json: Json = False) -> None:
-    """What an artifact is: inputs, outputs, operators, what stays outside the delegate, weights, versions."""
+    """What an artifact is and holds.
+
+    Inputs, outputs, operators with counts, what stays outside the delegate, weights by dtype, size, versions,
+    fingerprint.
+    """
     with _speaking():
         from handheld import api, views
         from handheld.console import console
@@ -355,20 +370,23 @@ def show(artifact: ArtifactPath, json: Json = False) -> None:
             views.show_artifact(console(), shown)
 
 
-@app.command(epilog="**Examples**\n\nhandheld models\n\nhandheld models --json")
+@app.command(epilog="\b\nExamples:\n  handheld models\n  handheld models --json")
 def models(json: Json = False) -> None:
-    """The zoo: parameters, MACs, inputs, papers, and published latencies with their sources."""
+    """The zoo, and what its papers published.
+
+    Parameters, MACs, inputs, papers, and published latencies with their sources.
+    """
     with _speaking():
-        from handheld import views
+        from handheld import catalogue
         from handheld.console import console
 
         if json:
-            _print(views.models_json())
+            _print(catalogue.models_json())
         else:
-            views.show_models(console())
+            catalogue.show_models(console())
 
 
-@app.command(epilog="**Example**\n\nhandheld recipes")
+@app.command(epilog="\b\nExample:\n  handheld recipes")
 def recipes(json: Json = False) -> None:
     """The recipes, and how each format makes them."""
     with _speaking():
@@ -381,9 +399,12 @@ def recipes(json: Json = False) -> None:
             views.show_recipes(console())
 
 
-@app.command(epilog="**Example**\n\nhandheld devices")
+@app.command(epilog="\b\nExample:\n  handheld devices")
 def devices(json: Json = False) -> None:
-    """The targets that can execute artifacts from here, and the basis of numbers obtained on each."""
+    """The targets that execute artifacts from here.
+
+    And the basis of the numbers that each gives.
+    """
     with _speaking():
         from handheld import views
         from handheld.console import console
@@ -394,9 +415,12 @@ def devices(json: Json = False) -> None:
             views.show_devices(console())
 
 
-@app.command(epilog="**Example**\n\nhandheld doctor")
+@app.command(epilog="\b\nExample:\n  handheld doctor")
 def doctor(json: Json = False) -> None:
-    """Which formats and runtimes this environment has, at which versions, and what to type for the rest."""
+    """What this environment can do.
+
+    Which formats and runtimes it has, at which versions, and what to type for the rest.
+    """
     with _speaking():
         from handheld import views
         from handheld.console import console
@@ -409,13 +433,13 @@ def doctor(json: Json = False) -> None:
             views.show_doctor(console(), found)
 
 
-@app.command(epilog="**Examples**\n\nhandheld cache\n\nhandheld cache --prune --unused-days 30")
+@app.command(epilog="\b\nExamples:\n  handheld cache\n  handheld cache --prune --unused-days 30")
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="Remove entries.")] = False,
     unused_days: Annotated[float, typer.Option(min=0, help="Only those not used for so many days.")] = 0,
     json: Json = False,
 ) -> None:
-    """List or prune finished conversions that are kept for the next time."""
+    """List or prune finished conversions."""
     with _speaking():
         from handheld import views
         from handheld.console import console

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ from handheld.export.cache import Cache, Entry
 from handheld.export.formats.base import Inspection
 from handheld.export.run import Cell, ExportReport
 from handheld.export.show import Shown
-from handheld.models import zoo
-from handheld.models.spec import ModelSpec
 from handheld.runtimes import host, targets
 from handheld.runtimes.run import RunReport
 
@@ -248,42 +245,6 @@ def _origin(shown: Shown) -> list[list[str]]:
         ],
         ["versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())],
     ]
-
-
-def show_models(out: Console) -> None:
-    """The zoo."""
-    rows = [
-        [
-            spec.name,
-            f"{spec.parameters / 1e6:.2f} M",
-            f"{spec.macs / 1e9:.3f} G",
-            ", ".join(map(str, spec.inputs)),
-            spec.paper,
-            "\n".join(f"{p.latency_ms:g} ms · {p.device} · {p.source}" for p in spec.published) or "–",
-        ]
-        for spec in zoo.ZOO.values()
-    ]
-    columns = ["model", ">parameters", ">MACs", "input", "paper", "published latency (theirs, not measured by us)"]
-    show_table(out, "", columns, rows)
-
-
-def models_json() -> str:
-    """The zoo as JSON."""
-    return json.dumps([_plain(spec) for spec in zoo.ZOO.values()], indent=2)
-
-
-def _plain(spec: ModelSpec) -> dict[str, object]:
-    return {
-        "name": spec.name,
-        "family": spec.family,
-        "paper": spec.paper,
-        "parameters": spec.parameters,
-        "macs": spec.macs,
-        "inputs": [asdict(tensor) for tensor in spec.inputs],
-        "quality": spec.quality,
-        "preprocessing": asdict(spec.preprocessing) if spec.preprocessing else None,
-        "published": [asdict(published) for published in spec.published],
-    }
 
 
 def _recipe_rows() -> list[dict[str, str]]:
