@@ -301,7 +301,9 @@ def _load_file(reference: ModelReference) -> LoadedModel:
     samples = inputs if isinstance(inputs, list) else [] if inputs is None else [inputs]
     calls = [_as_call(sample) for sample in samples] or [_call_from_specs(module, reference)]
     args, kwargs = calls[0]
-    specs = _describe(_parameter_names(module, args), args, kwargs)
+    named_by_hand = args and not samples
+    names = [spec.name for spec in reference.inputs] if named_by_hand else _parameter_names(module, args)
+    specs = _describe(names, args, kwargs)
     specs = _with_bounds(specs, [_leaves(call) for call in calls] if samples else [], reference.inputs)
     return LoadedModel(
         module=module.eval(),
@@ -338,6 +340,7 @@ def _as_call(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _call_from_specs(module: "nn.Module", reference: ModelReference) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by keyword where --input names forward's parameters; by position where it names none of them."""
     parameters = inspect.signature(module.forward).parameters
     if not reference.inputs:
         raise HandheldError(
@@ -346,6 +349,8 @@ def _call_from_specs(module: "nn.Module", reference: ModelReference) -> tuple[tu
             hint=f"Return (module, inputs), or type {INPUT_HELP}.",
         )
     examples = {spec.name: _example(spec) for spec in reference.inputs}
+    if not set(examples) & set(parameters):  # names of the person's choosing: by position
+        return tuple(examples.values()), {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if unknown_names := [name for name in examples if name not in parameters and not takes_any]:
         raise unknown("input", unknown_names[0], parameters, hint="Expected a parameter of the module's forward.")

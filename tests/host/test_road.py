@@ -15,7 +15,9 @@ TINY = str(Path(__file__).resolve().parent / "tiny_net.py")
 FORMATS = ("coreml", "coreai", "litert", "executorch", "onnx")
 
 
-def handheld(*arguments: str, cache: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def handheld(
+    *arguments: str, cache: Path, timeout: float = 400, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own."""
     environment = {**os.environ, "HANDHELD_CACHE": str(cache), "COLUMNS": "200"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2] / "src"), *sys.path])
@@ -25,6 +27,7 @@ def handheld(*arguments: str, cache: Path, timeout: float = 400) -> subprocess.C
         text=True,
         timeout=timeout,
         env=environment,
+        cwd=cwd,
         check=False,
     )
 

@@ -33,6 +33,9 @@ def bare():
 def positional():
     return torch.nn.Bilinear(4, 4, 2), (torch.ones(1, 4), torch.zeros(1, 4))
 
+def two():
+    return torch.nn.Bilinear(4, 4, 2)
+
 def not_a_module():
     return 7
 
@@ -111,8 +114,14 @@ def test_a_module_alone_takes_its_inputs_from_the_command_line(user_file: Path) 
     assert model.specs == (TensorSpec("input", (1, 3, 8, 8)),)
     with pytest.raises(HandheldError, match="gave a module and no inputs; its forward takes input"):
         load(refer(f"{user_file}:bare"))
-    with pytest.raises(HandheldError, match=r"unknown input 'inptu'\. Did you mean input"):
-        load(refer(f"{user_file}:bare", inputs=["inptu=1x3x8x8"]))
+
+
+def test_names_that_forward_does_not_know_go_by_position(user_file: Path) -> None:
+    model = load(refer(f"{user_file}:two", inputs=["left=2x4", "right=2x4"]))
+    assert [s.name for s in model.specs] == ["left", "right"]
+    assert len(model.args) == 2 and not model.kwargs
+    with pytest.raises(HandheldError, match=r"unknown input 'input3'\. Did you mean input"):
+        load(refer(f"{user_file}:two", inputs=["input1=2x4", "input3=2x4"]))
 
 
 def test_positional_inputs_take_the_names_of_forward(user_file: Path) -> None:
