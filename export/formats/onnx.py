@@ -43,16 +43,12 @@ class ONNX(Format):
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file. Nothing is cast: ONNX has every dtype that a signature can have."""
-        import onnx_ir
-
         model = _exported(program)
         if recipe.weights == "float16":
             _halve(model)
         _name(model, program)
         _strip(model)
-        weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-        companion = destination.name + ".data" if weight_bytes > LARGEST_SINGLE_FILE else None
-        onnx_ir.save(model, destination, external_data=companion)
+        save(model, destination)
         return Signature(inputs=program.inputs, outputs=program.outputs)
 
     def inspect(self, path: Path) -> Inspection:
@@ -66,6 +62,15 @@ class ONNX(Format):
             if not model.ir_version or not model.opset_import or not model.graph.output:
                 raise HandheldError(f"{path} is not a whole {self.title} file: it declares no graph with outputs.")
             return _Reader(path.parent).inspection(model)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write an `onnx_ir.Model` to `path`, its weights to `path` with `.data` appended if one file cannot hold them."""
+    import onnx_ir
+
+    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    companion = path.name + ".data" if weight_bytes > LARGEST_SINGLE_FILE else None
+    onnx_ir.save(model, path, external_data=companion)
 
 
 def _exported(program: "Program") -> Any:
