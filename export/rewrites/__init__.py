@@ -6,6 +6,7 @@ from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
 from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
+from handheld.export.rewrites.float_numbers import FloatNumbers
 from handheld.export.rewrites.fold_batch_norm import FoldBatchNorm
 from handheld.export.rewrites.fold_constants import FoldConstants
 from handheld.export.rewrites.fold_scale import FoldScale
@@ -30,7 +31,7 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, FoldConstants, DecomposeAttention, FoldBatchNorm, FoldScale, MergeParallel),
-    *(PlainViews, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, RemoveNoops),
+    *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews),
 )
 
 TABLE: dict[str, tuple[type[Rewrite], ...]] = {
