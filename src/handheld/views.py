@@ -233,12 +233,12 @@ def _origin(shown: Shown) -> list[list[str]]:
     m = shown.manifest
     if not m:
         return [["manifest", "none beside it"]]
-    stages = ", ".join(f"{stage.name} {_db(stage.psnr_db)} dB" for stage in m.stages) or "–"
+    stages = ", ".join(f"{stage.name} {_db(stage.psnr_db)}" for stage in m.stages) or "–"
     return [
         ["model", f"{m.model}, weights: {m.weights}"],
         ["recipe", f"{m.recipe.name}: {formats.get(m.format).recipes[m.recipe.name]}"],
         ["rewrites", ", ".join(f"{name} {n}" for name, n in m.rewrites.items() if n) or "none"],
-        ["parity before conversion", stages],
+        ["PSNR before conversion", f"{stages} dB"],
         [
             "conversion",
             f"{m.conversion.seconds:.1f} s, peak {_mb(m.conversion.peak_memory_bytes)} MB (on {m.platform})",

@@ -122,6 +122,56 @@ def test_required_formats_that_did_not_run_are_exit_code_2(road: tuple[Path, Pat
     assert document(done)["required_but_not_run"] == ["executorch-coreml"]
 
 
+def test_an_onnx_file_is_checked_by_onnx_itself_and_run(road: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    folder, cache, _ = road
+    source = folder / "onnx-fp32" / "tiny.onnx"
+    done = handheld("ship", str(source), "--input", "ids=1x4:int64:11", "--out", str(tmp_path), "--json", cache=cache)
+    assert done.returncode == 0, done.stderr
+    (cell,) = document(done)["check"]["cells"]
+    assert cell["status"] == "passed" and "reference evaluator" in cell["reference"]
+    assert (tmp_path / "tiny" / "onnx-fp32" / "tiny.onnx").read_bytes() == source.read_bytes()
+    done = handheld("ship", str(source), "--to", "litert", "--out", str(tmp_path), cache=cache)
+    assert done.returncode == 2 and "can become onnx only" in done.stderr
+    (tmp_path / "broken.onnx").write_bytes(source.read_bytes()[:300])
+    done = handheld("ship", str(tmp_path / "broken.onnx"), "--out", str(tmp_path), cache=cache)
+    assert done.returncode == 2 and "is no whole ONNX model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_pictures_in_nhwc_with_preprocessing_in_the_file(road: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """The same picture gives the same outputs as the plain file gives on the normalised tensor."""
+    from PIL import Image
+
+    folder, cache, _ = road
+    baked = ("--layout", "nhwc", "--bake-preprocessing", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    arguments = ("ship", f"{TINY}:tiny", *baked, "--to", "onnx,litert,coreml", "--out", str(tmp_path), "--json")
+    done = handheld(*arguments, cache=cache)
+    assert done.returncode == 0, done.stderr
+    cells = {c["format"]: c for c in document(done)["check"]["cells"]}
+    assert cells["onnx"]["status"] == cells["litert"]["status"] == "passed"
+    place = tmp_path / "tiny.nhwc.picture"
+    manifest = json.loads((place / "litert-fp32" / "manifest.json").read_text())
+    assert manifest["inspection"]["inputs"][0]["shape"] == [1, 16, 16, 3]
+    assert manifest["inspection"]["inputs"][0]["dtype"] == "uint8"
+    assert manifest["inspection"]["outputs"][1]["shape"] == [1, 8, 8, 8]
+    assert json.loads((place / "coreml-fp16" / "manifest.json").read_text())["options"]["image_input"] == "image"
+    pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    normalised = ((pixels / 255 - 0.5) / 0.25).astype(np.float32).transpose(2, 0, 1)[None].copy()
+    np.save(tmp_path / "image.npy", normalised)
+    np.save(tmp_path / "ids.npy", np.array([[1, 2, 3, 4]]))
+    results = []
+    for cell, image in ((folder / "onnx-fp32", "image.npy"), (place / "litert-fp32", "picture.png")):
+        done = handheld(
+            "run", str(cell), "--input", f"image={tmp_path / image}", "--input", f"ids={tmp_path / 'ids.npy'}",
+            "--output", str(tmp_path / "out.npz"), cache=cache,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        with np.load(tmp_path / "out.npz") as outputs:
+            results.append(dict(outputs))
+    np.testing.assert_allclose(results[0]["scores"], results[1]["scores"], atol=2e-5)
+    np.testing.assert_allclose(results[0]["features"].transpose(0, 2, 3, 1), results[1]["features"], atol=2e-5)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "manifest", "golden"])
 def test_damage_costs_its_own_cell(road: tuple[Path, Path, Any], tmp_path: Path, damage: str) -> None:
     folder, cache, _ = road
