@@ -101,6 +101,8 @@ class Reader:
     def _table(self, name: str, position: int) -> dict[str, Any]:
         vtable = position - self._scalar("i", position)
         slots = (self._scalar("H", vtable) - 4) // 2
+        if slots < 0:
+            raise ValueError(f"there is no table at {position}")
         values = {}
         for f in self.schema.tables[name]:
             if f.deprecated:

@@ -5,6 +5,7 @@ schemas are those that the executorch wheel holds.
 """
 
 import importlib.util
+import json
 import math
 import mmap
 import struct
@@ -90,7 +91,6 @@ class _Inspector:
     def __init__(self, path: Path) -> None:
         self.program = Program(path)
         self.fingerprint = Fingerprint()
-        self.note = ""
         self.operators: dict[str, int] = {}
         self.outside: dict[str, int] = {}
         self.delegates: dict[str, int] = {}
@@ -112,8 +112,7 @@ class _Inspector:
             delegates=self.delegates,
             outside_delegate=dict(sorted(self.outside.items())),
             weights=dict(sorted(self.weights.items())),
-            fingerprint=None if self.note else self.fingerprint.hexdigest(),
-            fingerprint_note=self.note,
+            fingerprint=self.fingerprint.hexdigest(),
         )
 
     def _specs(self, side: str, indices: Sequence[int]) -> tuple[TensorSpec, ...]:
@@ -224,22 +223,51 @@ class _Inspector:
             self.fingerprint.feed(data)
 
     def _core_ml_package(self, data: memoryview) -> None:
-        """A folder with a Core ML package in it, flattened by executorch's own library, which unpacks it again."""
         try:
-            from executorch.backends.apple.coreml import executorchcoreml
-
             from handheld.export.formats import coreml_package
-        except ModuleNotFoundError as error:
-            self.note = f"the Core ML package inside cannot be read: {error.name} is not installed"
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            if not executorchcoreml.unflatten_directory_contents(bytes(data), folder):
-                raise ValueError("the Core ML package inside cannot be unpacked")
-            package = coreml_package.inspect(next(Path(folder).rglob("*.mlpackage")))
+
+            with tempfile.TemporaryDirectory() as folder:
+                package = coreml_package.inspect(unpack_core_ml(data, Path(folder)))
+        except HandheldError as error:
+            raise ValueError(f"the Core ML package inside: {error.message}") from error
         for counts, more in ((self.operators, package.operators), (self.weights, package.weights)):
             for name, number in more.items():
                 _count(counts, name, number)
         self.fingerprint.feed(package.fingerprint)
+
+
+def unpack_core_ml(data: memoryview, folder: Path) -> Path:
+    """Write the Core ML package in a delegate's payload to `folder`, and give its path.
+
+    The payload is a small file system: contents, then JSON that says where they lie, its bytes in reverse order. It is
+    read here because executorch's own library (backends/apple/coreml, inmemoryfs) ends the process on a damaged one.
+    """
+    size = 2**16
+    while True:
+        try:
+            nodes = json.JSONDecoder().raw_decode(bytes(data[-size:])[::-1].decode("latin-1"))[0]["nodes"]
+            break
+        except json.JSONDecodeError:
+            if size >= len(data):
+                raise
+            size *= 4
+
+    def write(node: dict[str, Any]) -> Path:
+        if Path(node["name"]).name != node["name"]:
+            raise ValueError(f"{node['name']!r} is no file name")
+        path = folder.joinpath(*parents, node["name"])
+        if node["kind"] == 1:
+            path.mkdir()
+            parents.append(node["name"])
+            for child in node["children"].values():
+                write(nodes[child])
+            parents.pop()
+        else:
+            path.write_bytes(cut(data, node["dataRegion"]["offset"], node["dataRegion"]["size"]))
+        return path
+
+    parents: list[str] = []
+    return write(next(node for node in nodes if node["name"].endswith(".mlpackage")))
 
 
 def _dtype(tensor: dict[str, Any]) -> str:
