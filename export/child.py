@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from handheld.errors import HandheldError
 from handheld.export import files
@@ -20,16 +20,13 @@ from handheld.export.manifest import Boundary, ProgramRecord, Stage, Work
 from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
 from handheld.export.recipe import Recipe
 from handheld.models.source import ModelReference
+from handheld.record import Record
 
 REQUEST, REPLY = "request.json", "reply.json"
 PROGRAM, PROGRAM_RECORD = "program.pt2", "program.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class TraceRequest(_Record):
+class TraceRequest(Record):
     """Load a model, trace it, keep its golden data."""
 
     task: Literal["trace"] = "trace"
@@ -38,7 +35,7 @@ class TraceRequest(_Record):
     bake: bool
 
 
-class ConvertRequest(_Record):
+class ConvertRequest(Record):
     """Convert the program in a folder to one format."""
 
     task: Literal["convert"] = "convert"
@@ -49,7 +46,7 @@ class ConvertRequest(_Record):
     artifact: str
 
 
-class ForeignRequest(_Record):
+class ForeignRequest(Record):
     """Take in a model that is no PyTorch program, as an artifact with its own reference."""
 
     task: Literal["foreign"] = "foreign"
@@ -58,7 +55,7 @@ class ForeignRequest(_Record):
     recipe: Recipe
 
 
-class InspectRequest(_Record):
+class InspectRequest(Record):
     """Read a converted file without running it."""
 
     task: Literal["inspect"] = "inspect"
@@ -69,24 +66,24 @@ class InspectRequest(_Record):
 Request = TraceRequest | ConvertRequest | ForeignRequest | InspectRequest
 
 
-class Failed(_Record):
+class Failed(Record):
     """Why a task could not be done."""
 
     message: str
     hint: str | None = None
 
 
-class Converted(_Record):
+class Converted(Record):
     """What a conversion tells."""
 
     signature: Signature
     inspection: Inspection
-    rewrites: dict[str, int] = {}
+    rewrites: dict[str, int] = Field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     work: Work
 
 
-class Reply(_Record):
+class Reply(Record):
     """What a child tells its parent: one of these."""
 
     failed: Failed | None = None

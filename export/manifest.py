@@ -6,23 +6,19 @@ Both are frozen, versioned, and enough to check an artifact years later without 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 
 from handheld.export.formats.base import Inspection, Options, Signature
 from handheld.export.recipe import Recipe
 from handheld.models.spec import Preprocessing, TensorSpec
+from handheld.record import Record
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
 GOLDEN_ARRAYS = "golden.npz"
 
 
-class _Record(BaseModel):
-    # Infinity has no JSON number: PSNR of equal outputs is written as the string "Infinity".
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Stage(_Record):
+class Stage(Record):
     """How far the model had departed from eager PyTorch after one stage of its export, over all golden inputs.
 
     `psnr_db` is the worst PSNR (range: largest magnitude of the reference; `inf` when every output was equal) and
@@ -34,7 +30,7 @@ class Stage(_Record):
     max_error: float
 
 
-class Boundary(_Record):
+class Boundary(Record):
     """What was put between the file's inputs and outputs and the model's own."""
 
     layout: Literal["nchw", "nhwc"] = "nchw"
@@ -43,7 +39,7 @@ class Boundary(_Record):
     """With it, the image input is a uint8 picture, and scaling to [0, 1], mean and std are in the graph."""
 
 
-class Case(_Record):
+class Case(Record):
     """One set of golden inputs: drawn from a seed (`kind` and `seed`), or stored (`kind` "stored")."""
 
     kind: str
@@ -52,7 +48,7 @@ class Case(_Record):
     """Of the input arrays' bytes, in the signature's order."""
 
 
-class Golden(_Record):
+class Golden(Record):
     """The reference: what the model computes on known inputs. Outputs (and stored inputs) are in `golden.npz`."""
 
     schema_version: Literal[1] = 1
@@ -72,7 +68,7 @@ class Golden(_Record):
     arrays_sha256: str
 
 
-class Work(_Record):
+class Work(Record):
     """What a child process cost: wall seconds and its own peak resident memory."""
 
     seconds: float
@@ -80,7 +76,7 @@ class Work(_Record):
     peak_memory_method: str
 
 
-class ProgramRecord(_Record):
+class ProgramRecord(Record):
     """What is kept beside a traced program."""
 
     schema_version: Literal[1] = 1
@@ -94,7 +90,7 @@ class ProgramRecord(_Record):
     versions: dict[str, str]
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """One artifact: what it is, how it was made, by what, and what that cost."""
 
     schema_version: Literal[1] = 1

@@ -7,15 +7,12 @@ and Core AI, whose phones compute in half, fp32 for the others.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld.errors import unknown
+from handheld.record import Record
 
 
-class Recipe(BaseModel):
+class Recipe(Record):
     """How one artifact's numbers are stored; `name` is decoded in this module's docstring."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     name: str

@@ -19,7 +19,7 @@ from functools import cache as memoize
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from handheld import __version__
 from handheld.errors import HandheldError
@@ -32,6 +32,7 @@ from handheld.export.process import Children
 from handheld.export.recipe import Recipe
 from handheld.models import zoo
 from handheld.models.source import FOREIGN, ModelReference
+from handheld.record import Record
 
 ALL = ("coreml", "coreai", "litert", "executorch", "onnx")
 """The formats of an export that names none."""
@@ -48,11 +49,7 @@ Progress = Callable[[str, str], None]
 Status = Literal["converted", "cached", "failed", "refused", "unavailable", "planned"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Cell(_Record):
+class Cell(Record):
     """One format and recipe of an export, and what became of it."""
 
     format: str
@@ -77,7 +74,7 @@ class Cell(_Record):
         return self.status in ("converted", "cached")
 
 
-class ExportReport(_Record):
+class ExportReport(Record):
     """What an export did."""
 
     schema_version: Literal[1] = 1

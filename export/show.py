@@ -2,23 +2,20 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld.errors import HandheldError
 from handheld.export import child, files, formats
 from handheld.export.cache import Cache
 from handheld.export.formats.base import Inspection, Signature
 from handheld.export.manifest import MANIFEST, Manifest
 from handheld.export.process import Children
+from handheld.record import Record
 
 
-class Shown(BaseModel):
+class Shown(Record):
     """An artifact: its file, what the file says of itself, and its manifest if one describes it.
 
     `altered`: there is a manifest, but the file is no longer the one that it describes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     path: Path
     format: str

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld.errors import HandheldError, unknown
 from handheld.models import zoo
 from handheld.models.spec import DType, ModelSpec, Preprocessing, TensorSpec
+from handheld.record import Record
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +31,8 @@ FOREIGN: dict[Kind, str] = {"onnx": "onnx", "keras": "litert", "savedmodel": "li
 INPUT_HELP = "--input NAME=SHAPE[:DTYPE[:HIGH]], for example --input image=1x3x224x224 or --input ids=1x77:int64:49408"
 
 
-class ModelReference(BaseModel):
+class ModelReference(Record):
     """What a person named: enough for a child process to load it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
     target: str

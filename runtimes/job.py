@@ -18,10 +18,11 @@ are relative to the folder, with `/`, and stay inside it.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from handheld.export.formats.base import Signature
 from handheld.models.spec import DType
+from handheld.record import Record
 
 JOB = "job.json"
 RESULT = "result.json"
@@ -40,11 +41,7 @@ class Basis(StrEnum):
     ESTIMATED = "estimated"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorFile(_Record):
+class TensorFile(Record):
     """One tensor in a file of its own."""
 
     name: str
@@ -53,7 +50,7 @@ class TensorFile(_Record):
     file: str
 
 
-class Timing(_Record):
+class Timing(Record):
     """When to stop: warm up until both warm-up minima are met, then measure until both minima or the maximum are."""
 
     warmup_runs: Count
@@ -63,7 +60,7 @@ class Timing(_Record):
     max_seconds: Annotated[float, Field(gt=0)]
 
 
-class Job(_Record):
+class Job(Record):
     """What to execute. Each of `cases` is one set of inputs; with `timing`, the first case is what is timed.
 
     Tensors have the dtypes of `signature.inputs` and `signature.outputs`; `signature.casts` is done by the executor.
@@ -81,7 +78,7 @@ class Job(_Record):
     timing: Timing | None = None
 
 
-class Failure(_Record):
+class Failure(Record):
     """Where and why a job failed; `log` is the end of what the process printed, where that helps.
 
     `job`: it could not be read, or asks for what cannot be done. `crash`: the process ended without a result.
@@ -93,7 +90,7 @@ class Failure(_Record):
     log: str = ""
 
 
-class Device(_Record):
+class Device(Record):
     """What executed the job.
 
     `name` is for people ("Pixel 8"), `model` is the maker's code for it ("shiba", "iPhone16,1"), `processor` the CPU or
@@ -110,7 +107,7 @@ class Device(_Record):
     id: str = ""
 
 
-class StateSample(_Record):
+class StateSample(Record):
     """The executor's and the device's state at one moment; None is what the target does not know.
 
     `at_ns` counts from the job's start; `after_samples` is how many timed samples lay before. `thermal` is the
@@ -127,7 +124,7 @@ class StateSample(_Record):
     low_power_mode: bool | None = None
 
 
-class Result(_Record):
+class Result(Record):
     """What came of a job. With an `error`, whatever was measured before it is kept.
 
     Times are given only for a job with `timing`. `load_ns` is from a file on disk to a session that can run;

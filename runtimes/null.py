@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from handheld.export import files
 from handheld.export.formats.base import Signature
+from handheld.record import Record
 from handheld.runtimes.base import Array, ComputeUnit, Runtime, Session
 
 Fault = Literal["none", "raise", "exit", "abort", "segfault", "hang"]
 
 
-class Behaviour(BaseModel):
+class Behaviour(Record):
     """What an artifact of format `null` does.
 
     `error` is added to the first element of every output, `shape` takes the place of every output's shape, and a run
     takes `seconds`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     load: Fault = "none"

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from handheld import runtimes
 from handheld.errors import HandheldError, unknown
@@ -14,6 +13,7 @@ from handheld.export.manifest import GOLDEN, Golden
 from handheld.export.show import Shown, show
 from handheld.models import inputs as drawing
 from handheld.models.spec import Preprocessing, TensorSpec
+from handheld.record import Record
 from handheld.runtimes import targets
 from handheld.runtimes.base import Array
 from handheld.runtimes.job import Basis
@@ -22,11 +22,7 @@ from handheld.runtimes.jobfolder import read_outputs, write_job
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class OutputSummary(_Record):
+class OutputSummary(Record):
     """One output, in figures; of the finite values, and how many are not."""
 
     name: str
@@ -38,14 +34,14 @@ class OutputSummary(_Record):
     not_finite: int
 
 
-class Ranked(_Record):
+class Ranked(Record):
     """One of the best classes."""
 
     index: int
     score: float
 
 
-class RunReport(_Record):
+class RunReport(Record):
     """What a run gave. `inputs` says how each input was made."""
 
     schema_version: int = 1

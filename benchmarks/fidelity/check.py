@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
@@ -19,6 +19,7 @@ from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Manifest
 from handheld.export.metrics import Array
+from handheld.record import Record
 from handheld.runtimes import targets
 from handheld.runtimes.job import Basis, Result
 from handheld.runtimes.jobfolder import read_outputs, write_job
@@ -30,11 +31,7 @@ CHECK = "check.json"
 Status = Literal["passed", "failed", "error", "not run"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class CheckCell(_Record):
+class CheckCell(Record):
     """One artifact on one target: whether it computes what the model computes.
 
     `altered`: the file is not the one that its manifest describes; it was compared all the same.
@@ -48,7 +45,7 @@ class CheckCell(_Record):
     reason: str | None = None
     basis: Basis | None = None
     runtime: str | None = None
-    runtime_versions: dict[str, str] = {}
+    runtime_versions: dict[str, str] = Field(default_factory=dict)
     reference: str = ""
     weights: str = ""
     limit_db: float | None = None
@@ -61,7 +58,7 @@ class CheckCell(_Record):
         return f"{self.model}/{self.format}-{self.recipe}"
 
 
-class CheckReport(_Record):
+class CheckReport(Record):
     """All cells, and the required formats that did not run."""
 
     schema_version: Literal[1] = 1

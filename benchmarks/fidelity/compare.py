@@ -3,23 +3,21 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from handheld.benchmarks.fidelity.tolerances import TOP1_MARGIN
 from handheld.export.metrics import Array, max_error, psnr_db
+from handheld.record import Record
 
 Named = Mapping[str, Array]
 
 
-class Parity(BaseModel):
+class Parity(Record):
     """How close outputs are to the reference, over all cases and outputs.
 
     `psnr_db` is the worst one, its range the largest magnitude of that reference output, and `worst` says which;
     `inf` if everything is equal. `top1_agreed` of `top1_decidable` inputs have the reference's best class, counting
     those whose two best differ by at least `TOP1_MARGIN` (None if the model is no classifier).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     psnr_db: float
     max_error: float

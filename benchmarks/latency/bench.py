@@ -5,8 +5,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.latency import profiles
@@ -15,6 +13,7 @@ from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Manifest
+from handheld.record import Record
 from handheld.runtimes import targets
 from handheld.runtimes.job import Result
 from handheld.runtimes.jobfolder import write_job
@@ -26,11 +25,7 @@ BENCH = "bench.json"
 Status = Literal["measured", "not timed", "not run", "error"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class BenchCell(_Record):
+class BenchCell(Record):
     """One artifact on one target with one number of threads."""
 
     model: str
@@ -48,7 +43,7 @@ class BenchCell(_Record):
         return f"{self.model}/{self.format}-{self.recipe}"
 
 
-class BenchReport(_Record):
+class BenchReport(Record):
     """All cells."""
 
     schema_version: Literal[1] = 1

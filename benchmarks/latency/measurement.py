@@ -2,19 +2,16 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld.benchmarks.latency.statistics import Summary, summarise
+from handheld.record import Record
 from handheld.runtimes.job import Basis, Device, StateSample
 
 NOISY = 0.10
 """A coefficient of variation above this is said beside the number."""
 
 
-class Measurement(BaseModel):
+class Measurement(Record):
     """What ran, where, on which basis, and every sample in nanoseconds; warm-ups apart. Never changed, never merged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     model: str

@@ -4,22 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld.benchmarks.cells import find
 from handheld.benchmarks.fidelity.check import CHECK, CheckCell, CheckReport
 from handheld.benchmarks.latency.bench import BENCH, BenchCell, BenchReport
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.manifest import Manifest
+from handheld.record import Record
 
 REPORT = "report"
 
 
-class Row(BaseModel):
+class Row(Record):
     """One artifact: what it is, what its last check said, what its last measurements said."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     folder: Path
     manifest: Manifest
@@ -27,10 +24,8 @@ class Row(BaseModel):
     measurements: tuple[BenchCell, ...]
 
 
-class ReportSummary(BaseModel):
+class ReportSummary(Record):
     """Everything known of a folder of artifacts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = 1
     folder: Path

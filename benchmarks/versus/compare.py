@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
@@ -25,6 +24,7 @@ from handheld.export.process import Children
 from handheld.export.run import Request, export
 from handheld.export.show import inspect
 from handheld.models.source import refer
+from handheld.record import Record
 from handheld.runtimes import host
 from handheld.runtimes.job import Device, Timing
 from handheld.runtimes.jobfolder import read_outputs, write_job
@@ -37,11 +37,7 @@ TIMING = Timing(warmup_runs=5, warmup_seconds=0.1, min_runs=30, min_seconds=0.3,
 LIMIT = 3600.0
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Latency(_Record):
+class Latency(Record):
     """Medians of interleaved rounds, each round a process of its own, in nanoseconds."""
 
     threads: int
@@ -56,7 +52,7 @@ class Latency(_Record):
         return float(np.median(ratios)), float(low), float(high)
 
 
-class FormatRecord(_Record):
+class FormatRecord(Record):
     """One format, both sides."""
 
     format: str
@@ -70,7 +66,7 @@ class FormatRecord(_Record):
     latency: tuple[Latency, ...]
 
 
-class Versus(_Record):
+class Versus(Record):
     """The whole comparison."""
 
     schema_version: Literal[1] = 1

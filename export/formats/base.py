@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from handheld.errors import HandheldError
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType, TensorSpec
+from handheld.record import Record
 
 if TYPE_CHECKING:
     from handheld.export.program import Program
@@ -24,30 +25,26 @@ class UnsupportedOperatorError(HandheldError):
         super().__init__(f"{format_title} has no operator for {', '.join(operators)}.{places}")
 
 
-class Options(BaseModel):
+class Options(Record):
     """What a caller may ask of a conversion beside the recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS17"
     image_input: str | None = None
     """The uint8 input that Core ML shall take as a picture (RGB or grayscale) instead of a tensor; others ignore it."""
 
 
-class Signature(BaseModel):
+class Signature(Record):
     """A model's inputs and outputs, in order. `casts` names those whose dtype the file changes, and to what.
 
     `session.run` takes and gives the dtypes of `inputs` and `outputs`; the casts are made inside.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    casts: dict[str, DType] = {}
+    casts: dict[str, DType] = Field(default_factory=dict)
 
 
-class Inspection(BaseModel):
+class Inspection(Record):
     """What a converted file says of itself, read without running it.
 
     `operators` counts the operators of the whole file, those inside delegates included where they can be read.
@@ -57,14 +54,12 @@ class Inspection(BaseModel):
     of the same thing. Where it cannot be had, it is None and `fingerprint_note` says why.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: dict[str, int]
-    delegates: dict[str, int] = {}
-    outside_delegate: dict[str, int] = {}
-    weights: dict[str, int] = {}
+    delegates: dict[str, int] = Field(default_factory=dict)
+    outside_delegate: dict[str, int] = Field(default_factory=dict)
+    weights: dict[str, int] = Field(default_factory=dict)
     fingerprint: str | None = None
     fingerprint_note: str = ""
 

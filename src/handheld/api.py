@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld.benchmarks.fidelity.check import CheckReport, check
 from handheld.benchmarks.latency.bench import BenchReport, bench
 from handheld.benchmarks.report.summary import report
@@ -19,6 +17,7 @@ from handheld.export.run import ExportReport, Request
 from handheld.export.show import show
 from handheld.models.source import refer
 from handheld.models.spec import Preprocessing
+from handheld.record import Record
 from handheld.runtimes.run import run
 
 Progress = Callable[[str, str], None]
@@ -53,10 +52,8 @@ class ExportOptions(TypedDict, total=False):
     """Open a `.pt2` that holds pickled objects: they may run code."""
 
 
-class ShipReport(BaseModel):
+class ShipReport(Record):
     """Everything that `ship` did."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = 1
     export: ExportReport

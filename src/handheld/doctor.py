@@ -3,17 +3,12 @@
 import platform
 from importlib import metadata, util
 
-from pydantic import BaseModel, ConfigDict
-
 from handheld import __version__, runtimes
 from handheld.export import formats, versions
+from handheld.record import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Capability(_Record):
+class Capability(Record):
     """One format's converter or one runtime: whether it is here, its versions, what to type if it is not."""
 
     kind: str
@@ -23,7 +18,7 @@ class Capability(_Record):
     advice: str | None = None
 
 
-class Examination(_Record):
+class Examination(Record):
     """Everything that was found."""
 
     schema_version: int = 1
