@@ -1,5 +1,6 @@
 """The whole road as a user walks it, on a tiny network of their own: export, check, bench, report, run, show."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -170,6 +171,22 @@ def test_pictures_in_nhwc_with_preprocessing_in_the_file(road: tuple[Path, Path,
             results.append(dict(outputs))
     np.testing.assert_allclose(results[0]["scores"], results[1]["scores"], atol=2e-5)
     np.testing.assert_allclose(results[0]["features"].transpose(0, 2, 3, 1), results[1]["features"], atol=2e-5)
+
+
+def test_a_timm_network_is_shipped_beside_a_torchvision_that_does_not_fit(
+    road: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: pip install --no-deps timm torchvision")
+    _, cache, _ = road
+    arguments = ("ship", "timm:mobilenetv3_small_050", "--to", "onnx,executorch", "--out", str(tmp_path), "--json")
+    done = handheld(*arguments, cache=cache)
+    assert done.returncode == 0, done.stderr
+    cells = document(done)["check"]["cells"]
+    assert {c["status"] for c in cells} == {"passed"} and "probe" in cells[0]["weights"]
+    assert cells[0]["parity"]["top1_decidable"] > 0
+    done = handheld("export", "timm:mobilnetv3_small_050", "--out", str(tmp_path), cache=cache)
+    assert done.returncode == 2 and "Did you mean mobilenetv3_small_050" in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "manifest", "golden"])
