@@ -12,10 +12,19 @@ from handheld.export.formats.blame import blame
 from handheld.export.formats.half import half
 from handheld.export.formats.lifted import Lifted
 from handheld.export.formats.unsupported import refused
+from handheld.export.formats.written_out import (
+    exclusive_pools,
+    others,
+    scaled_sums,
+    truncate_before_casts,
+    uneven_nearest,
+)
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from handheld.export.program import Program
 
 _MISSING = re.compile(r"(?:unsupported ATen|non-decomposed) ops: ([^\s,]+(?:, [^\s,]+)*?)\. ")
@@ -42,20 +51,16 @@ class CoreAIFormat(Format):
         converter, decompositions = _converter()
         lifted = Lifted(program.exported)
         _return_each_once(lifted)
+        # coreai-torch 0.4.3 ignores alpha and count_include_pad, and shrinks by another rule than PyTorch's.
+        decompositions.update({**scaled_sums(), **exclusive_pools(), **uneven_nearest(lifted.graph)})
         if recipe.weights == "float16":
             exported = half(lifted.build(), decompositions)
         else:
             exported = lifted.build().run_decompositions(decompositions)
+        _stage(converter, exported, program, decompositions)
         try:
-            converter.add_exported_program(
-                exported,
-                input_names=[spec.name for spec in program.inputs],
-                output_names=[spec.name for spec in program.outputs],
-            ).to_coreai().save_asset(destination)
+            converter.to_coreai().save_asset(destination)
         except Exception as error:
-            missing = _MISSING.search(str(error))
-            if missing:
-                raise blame(self.title, program, missing[1].split(", ")) from error
             if blamed := refused(self.title, error):
                 raise blamed from error
             raise
@@ -79,6 +84,33 @@ def _converter() -> tuple[Any, Any]:
         raise missing_extra("exporting to Core AI", "coreai", "coreai-torch") from error
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
     return converter, coreai_torch.get_decomp_table()
+
+
+def _stage(
+    converter: Any,
+    exported: "ExportedProgram",
+    program: "Program",
+    decompositions: Any,
+    tried: frozenset[Any] = frozenset(),
+) -> None:
+    """Hand the program over, what coreai-torch does not have decomposed further; float to integer casts truncate.
+
+    coreai-core 1.0.0b3 cancels casts from float to integer and back.
+    """
+    names = ([spec.name for spec in program.inputs], [spec.name for spec in program.outputs])
+    truncate_before_casts(exported.graph)
+    try:
+        converter.add_exported_program(exported, input_names=names[0], output_names=names[1])
+    except ValueError as error:
+        found = _MISSING.search(str(error))
+        if not found:
+            raise
+        missing = found[1].split(", ")
+        finer = others({n.target for n in exported.graph.nodes if str(n.target) in missing and n.target not in tried})
+        finest = exported.run_decompositions({**dict(decompositions.items()), **finer}) if finer else exported
+        if not finer or any(str(node.target).startswith("prims.") for node in finest.graph.nodes):
+            raise blame(CoreAIFormat.title, program, missing) from error
+        _stage(converter, finest, program, decompositions, tried | set(finer))
 
 
 def _return_each_once(lifted: Lifted) -> None:

@@ -22,6 +22,7 @@ from handheld.models.spec import DType, TensorSpec
 
 TITLE = "Core AI"
 FUNCTION = "main"
+CONSTANT, OUTPUT, INVOKE = "coreai.constant", "coreai.output", "coreai.invoke"
 PROGRAM, PROGRAM_HASH, METADATA = "main.mlirb", "main.hash", "metadata.json"
 MAGIC = b"ML\xefR"
 STRINGS, RESOURCES, RESOURCE_OFFSETS = 0, 5, 6
@@ -148,11 +149,12 @@ class _Reader:
         self._blobs = blobs
         self._graphs = {_text(graph, "sym_name").strip('"'): graph for graph in module.body.operations}
         self._digests: dict[str, str] = {}
+        self._constants: dict[Any, str] = {}
 
     def inspection(self) -> Inspection:
         main = self._graphs[FUNCTION]
         block = _block(main)
-        (output,) = [op for op in block.operations if op.name == "coreai.output"]
+        (output,) = [op for op in block.operations if op.name == OUTPUT]
         return Inspection(
             inputs=_specs(block.arguments, main.attributes["arg_attrs"]),
             outputs=_specs(output.operands, main.attributes["res_attrs"]),
@@ -164,13 +166,13 @@ class _Reader:
     def _operators(self, block: Any) -> Iterator[str]:
         """Names of operators, constants left out; a composite counts as one, by its own name."""
         for op in block.operations:
-            if op.name == "coreai.invoke":
+            if op.name == INVOKE:
                 callee = self._graphs[self._callee(_text(op, "callee"))]
                 if "composite_decl" in callee.attributes:
                     yield _text(callee, "composite_decl").split('"')[1]
                 else:
                     yield from self._operators(_block(callee))
-            elif op.name not in ("coreai.constant", "coreai.output"):
+            elif op.name not in (CONSTANT, OUTPUT):
                 yield op.name.rpartition(".")[2]
             for region in op.regions:
                 for nested in region.blocks:
@@ -181,7 +183,7 @@ class _Reader:
         sizes: dict[object, tuple[str, int]] = {}
         for name, graph in self._graphs.items():
             for index, op in enumerate(_block(graph).operations):
-                if op.name == "coreai.constant":
+                if op.name == CONSTANT:
                     tensor = op.results[0].type
                     element = str(tensor.element_type)
                     resource = _resource(_text(op, "value"))
@@ -195,7 +197,7 @@ class _Reader:
         return dict(sorted(total.items()))
 
     def _digest(self, name: str) -> str:
-        """The fingerprint of one function: operators from its outputs back, values by number, names left out."""
+        """The fingerprint of one function: operators from its outputs back, values by number, constants by content."""
         if name not in self._digests:
             graph = self._graphs[name]
             feed = Fingerprint()
@@ -207,7 +209,12 @@ class _Reader:
     def _feed_block(self, feed: Fingerprint, block: Any) -> None:
         for argument in block.arguments:
             feed.feed(feed.number(argument), str(argument.type))
-        ops = list(block.operations)
+        for op in block.operations:
+            if op.name == CONSTANT:
+                content = Fingerprint()
+                content.feed(str(op.results[0].type), self._attribute(op.attributes["value"]))
+                self._constants[op.results[0]] = content.hexdigest()
+        ops = [op for op in block.operations if op.name != CONSTANT]
         produced = {result: index for index, op in enumerate(ops) for result in op.results}
 
         def operands(index: int) -> list[int]:
@@ -218,7 +225,7 @@ class _Reader:
 
     def _feed_op(self, feed: Fingerprint, op: Any) -> None:
         attributes = {a.name: self._attribute(a.attr) for a in op.attributes}
-        feed.feed(op.name, attributes, [feed.number(value) for value in op.operands])
+        feed.feed(op.name, attributes, [self._constants.get(value) or feed.number(value) for value in op.operands])
         for region in op.regions:
             for nested in region.blocks:
                 self._feed_block(feed, nested)

@@ -9,8 +9,10 @@ import numpy as np
 
 from handheld.errors import HandheldError, missing_extra
 from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted
-from handheld.export.formats.unsupported import refused, unsupported
+from handheld.export.formats.unsupported import refused
+from handheld.export.formats.written_out import others, scaled_sums, tanh_gelu, typed_means
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType, TensorSpec
 
@@ -68,7 +70,7 @@ class CoreMLFormat(Format):
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""
         _require_names(program)
         lifted, casts = _bounded(program, options.image_input)
-        exported = _translatable(lifted)
+        exported = _translatable(lifted, program)
         try:
             package = _packaged(exported, program, recipe, destination, options)
         except Exception as error:
@@ -173,19 +175,44 @@ def _picture_shape(spec: TensorSpec) -> tuple[int, ...]:
     raise HandheldError(f"a picture is 1x3xHxW or 1xHxWx3 (or 1 for 3, if it is gray) of uint8; came {spec}.")
 
 
-def _translatable(lifted: Lifted) -> "ExportedProgram":
+def _translatable(lifted: Lifted, program: "Program") -> "ExportedProgram":
     """The program with nothing but operators that coremltools has, decomposed as little as possible."""
     import torch
 
-    functional = all(str(node.target).removeprefix("aten.") in UNCHANGED for node in _calls(lifted.graph))
-    exported = lifted.build(functional=True) if functional else lifted.build().run_decompositions({})
-    table = torch.export.default_decompositions()
+    exported = (
+        lifted.build(functional=True)
+        if all(map(_is_unchanged, _calls(lifted.graph)))
+        else lifted.build().run_decompositions({**scaled_sums(), **tanh_gelu(), **typed_means()})
+    )
+    core = torch.export.default_decompositions()
+    tried: set[Any] = set()
     while missing := [node for node in _calls(exported.graph) if not _has(node)]:
-        finer = {node.target: table[node.target] for node in missing if node.target in table}
+        targets = {node.target for node in missing} - tried
+        tried |= targets
+        finer = others(targets) | {target: core[target] for target in targets if target in core}
         if not finer:
-            raise unsupported(CoreMLFormat.title, missing)
+            raise blame(CoreMLFormat.title, program, sorted({str(node.target) for node in missing}))
         exported = exported.run_decompositions(finer)
+    for node in _calls(exported.graph):
+        node.args = _spelt_out(node)
     return exported
+
+
+def _is_unchanged(node: "Node") -> bool:
+    name = str(node.target).removeprefix("aten.")
+    options = {key: value for key, value in node.kwargs.items() if name != "_to_copy.default" or key != "dtype"}
+    return name in UNCHANGED and options in ({}, {"approximate": "none"})
+
+
+def _spelt_out(node: "Node") -> tuple[Any, ...]:
+    """A node's arguments with those that were left to their defaults: some of coremltools' operators count on them."""
+    args = list(node.args)
+    schema = getattr(node.target, "_schema", None)
+    for argument in schema.arguments[len(args) :] if schema else ():
+        if argument.kwarg_only or argument.name in node.kwargs:
+            break
+        args.append(argument.default_value)
+    return tuple(args)
 
 
 def _calls(graph: "Graph") -> "list[Node]":

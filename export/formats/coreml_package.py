@@ -181,12 +181,12 @@ def _weight_bytes(package: Package) -> dict[str, int]:
 
 
 class _Fingerprinted:
-    """The fingerprint of a program: operations from the outputs back, values by number, names left out."""
+    """The fingerprint of a program: operations from the outputs back, values by number, constants by content."""
 
     def __init__(self, package: Package) -> None:
         self._package = package
         self._hash = Fingerprint()
-        self._producers: dict[str, Any] = {}
+        self._constants: dict[str, str] = {}
         model = package.model
         self._hash.feed(model.specificationVersion, package.function.opset)
         for feature in (*model.description.input, *model.description.output):
@@ -199,19 +199,21 @@ class _Fingerprinted:
     def _block(self, block: Any, inputs: Any) -> None:
         for value in inputs:
             self._hash.feed(self._hash.number(value.name), _message(value.type))
-        by_number = dict(enumerate(block.operations))
-        produced = {value.name: i for i, operation in by_number.items() for value in operation.outputs}
+        operations = [operation for operation in block.operations if operation.type != "const"]
+        for operation in block.operations:
+            if operation.type == "const":
+                content = Fingerprint()
+                content.feed(self._value(operation.attributes["val"]))
+                self._constants[operation.outputs[0].name] = content.hexdigest()
+        produced = {value.name: i for i, operation in enumerate(operations) for value in operation.outputs}
 
         def operands(number: int) -> list[int]:
-            return [produced[name] for name in _names(by_number[number]) if name in produced]
+            return [produced[name] for name in _names(operations[number]) if name in produced]
 
-        for name in block.outputs:
-            if name not in produced and not self._hash.seen(name):
-                raise self._package.broken(f"nothing makes its output {name!r}")
         roots = [produced[name] for name in block.outputs if name in produced]
         for number in post_order(roots, operands, set()):
-            self._operation(by_number[number])
-        self._hash.feed([self._hash.number(name) for name in block.outputs])
+            self._operation(operations[number])
+        self._hash.feed([self._named(name) for name in block.outputs])
 
     def _operation(self, operation: Any) -> None:
         inputs = {key: [self._binding(b) for b in argument.arguments] for key, argument in operation.inputs.items()}
@@ -223,11 +225,14 @@ class _Fingerprinted:
             self._hash.feed(self._hash.number(value.name), _message(value.type))
 
     def _binding(self, binding: Any) -> Fact:
-        if binding.WhichOneof("binding") == "value":
-            return self._value(binding.value)
-        if not self._hash.seen(binding.name):
-            raise self._package.broken(f"nothing makes the value {binding.name!r}")
-        return self._hash.number(binding.name)
+        return self._value(binding.value) if binding.WhichOneof("binding") == "value" else self._named(binding.name)
+
+    def _named(self, name: str) -> Fact:
+        if name in self._constants:
+            return self._constants[name]
+        if not self._hash.seen(name):
+            raise self._package.broken(f"nothing makes the value {name!r}")
+        return self._hash.number(name)
 
     def _value(self, value: Any) -> Fact:
         blob = value.HasField("blobFileValue")

@@ -157,6 +157,27 @@ def network(name: str) -> Program:
     return NETWORKS[name]()
 
 
+class EasilyWrong(nn.Module):
+    """What coremltools 9.0 or coreai-torch 0.4.3 convert, silently, to something else."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(1, 4, 6, 6) -> one output a fault."""
+        f = nn.functional
+        scaled = torch.add(x, x * x, alpha=2) + torch.sub(x, x.exp(), alpha=3) + torch.rsub(x, x.sin(), alpha=4)
+        pooled = f.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        shrunk = f.interpolate(x, (4, 5), mode="nearest")
+        whole = (x * 3).int().float()
+        approximated = f.gelu(x * 2, approximate="tanh")
+        mean = (x > 0).int().mean((2, 3), dtype=torch.float32)
+        pooled_largest = f.max_pool2d(x, 2)
+        return scaled, pooled, shrunk, whole, approximated, mean, pooled_largest
+
+
+def easily_wrong() -> Program:
+    names = ["scaled", "pooled", "shrunk", "whole", "approximated", "mean", "largest"]
+    return program(EasilyWrong(), [TensorSpec("x", (1, 4, 6, 6))], names)
+
+
 class Svd(nn.Module):
     """An operator that no phone format has."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from format_programs import Fourier, Svd, boundary, draw, network, program
+from format_programs import Fourier, Svd, boundary, draw, easily_wrong, network, program
 from torch import nn
 
 from handheld.errors import HandheldError
@@ -57,6 +57,27 @@ def test_every_dtype_and_shape_crosses_the_boundary(recipe: str, tmp_path: Path)
         assert came.dtype == expected.dtype, name
         assert psnr_db(expected, came) >= FLOOR_DB[recipe], name
     assert np.array_equal(*results["passed"]), "an input that is returned was rounded"
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_what_the_vendor_gets_wrong_is_right(recipe: str, tmp_path: Path) -> None:
+    for name, (expected, came) in computed(easily_wrong(), tmp_path, recipe).items():
+        assert psnr_db(expected, came) >= FLOOR_DB[recipe], name
+
+
+class Decomposed(nn.Module):
+    """Operators that coreai-torch does not have, but whose parts it has."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        f = nn.functional
+        grid = x[:, :2].permute(0, 2, 3, 1).tanh()
+        return f.elu(x, 0.7), x.var((2, 3), correction=0), x.std(1), f.grid_sample(x, grid, align_corners=False)
+
+
+def test_a_missing_operator_is_made_of_others_where_that_can_be(tmp_path: Path) -> None:
+    made = program(Decomposed(), [TensorSpec("x", (1, 4, 6, 6))], ["elu", "variance", "deviation", "sampled"])
+    for name, (expected, came) in computed(made, tmp_path).items():
+        assert psnr_db(expected, came) >= 100, name
 
 
 def test_names_dtypes_and_casts_are_the_programs(tmp_path: Path) -> None:

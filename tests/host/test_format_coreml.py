@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from format_programs import BOUNDARY_OUTPUTS, Fourier, Svd, boundary, network, program
+from format_programs import BOUNDARY_OUTPUTS, Fourier, Svd, boundary, easily_wrong, network, program
 from torch import nn
 
 from handheld.errors import HandheldError
@@ -113,6 +113,26 @@ def test_every_dtype_and_shape_crosses_the_boundary(recipe: str, target: str, tm
     for output, source in (("passed", "values"), ("same", "ids"), ("shown", "picture")):
         assert made_by[output].type == "identity", "an input that is returned goes through an operator that may round"
         assert made_by[output].inputs["x"].arguments[0].name == source
+
+
+def test_what_the_vendor_gets_wrong_is_written_out(tmp_path: Path) -> None:
+    package = Package(converted(easily_wrong(), tmp_path)[0])
+    made_by = {value.name: operation for operation in package.operations() for value in operation.outputs}
+
+    def argument(operation: Any, key: str) -> Any:
+        return made_by[operation.inputs[key].arguments[0].name]
+
+    def immediate(operation: Any) -> Any:
+        tensor = operation.attributes["val"].immediateValue.tensor
+        return next(iter(getattr(tensor, tensor.WhichOneof("value")).values))
+
+    assert immediate(argument(made_by["approximated"], "mode")) == "TANH_APPROXIMATION"
+    assert immediate(argument(made_by["pooled"], "exclude_padding_from_average")) is True
+    averaged = argument(made_by["mean"], "x")
+    assert averaged.type == "cast" and immediate(argument(averaged, "dtype")) == "fp32"
+    names = [op.inputs["y"].arguments[0].name for op in package.operations() if op.type == "mul"]
+    factors = {immediate(made_by[name]) for name in names if name in made_by and made_by[name].type == "const"}
+    assert {2.0, 3.0, 4.0} <= factors, "an alpha was dropped"
 
 
 def test_the_package_is_coremltools_own_and_holds_nothing_else(tmp_path: Path) -> None:
@@ -313,7 +333,7 @@ def test_a_package_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         refused(MODEL, model[:size])
     assert "weight.bin is missing or empty" in refused(WEIGHTS, None)
     assert "weight.bin is missing or empty" in refused(WEIGHTS, b"")
-    assert "weight.bin ends at byte 96" in refused(WEIGHTS, weights[:96])
+    assert "weight.bin ends at byte 80" in refused(WEIGHTS, weights[:80])
     assert "no whole constant at byte" in refused(WEIGHTS, weights[:-100])
     assert "no whole constant at byte 64" in refused(WEIGHTS, weights[:64] + bytes(64) + weights[128:])
     assert "it has no Manifest.json" in refused("Manifest.json", None)
