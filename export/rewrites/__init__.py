@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
+from handheld.export.rewrites.decompose_norm import DecomposeNorm
 from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
 from handheld.export.rewrites.float_numbers import FloatNumbers
 from handheld.export.rewrites.fold_batch_norm import FoldBatchNorm
@@ -30,7 +31,7 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 """What every format gains by, and what a format that the table does not know gets: less to compute and to store."""
 
 _XNNPACK: tuple[type[Rewrite], ...] = (
-    *(RemoveNoops, FoldConstants, DecomposeAttention, FoldBatchNorm, FoldScale, MergeParallel),
+    *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
     *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews),
 )
 

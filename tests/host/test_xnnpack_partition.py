@@ -108,6 +108,31 @@ def test_softmax_with_our_rewrites_is_right() -> None:
     assert psnr_db(file, program, draw(shape))[0] > 100
 
 
+class Block(nn.Module):
+    """A block of a diffusion UNet: group norm and a convolution, then layer norm and attention; SiLU and GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.group_norm = nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.layer_norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.conv(F.silu(self.group_norm(x)))
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.layer_norm(tokens)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        tokens = tokens + F.gelu(self.out(heads))
+        return tokens.transpose(1, 2).reshape(x.shape)
+
+
+def test_a_unet_block_is_one_partition() -> None:
+    torch.manual_seed(0)
+    program = traced(Block(), (1, 16, 8, 8))
+    delegates, outside, file = lowered(apply(program, "executorch")[0])
+    assert (delegates, outside) == (1, Counter())
+    assert psnr_db(file, program, draw((1, 16, 8, 8)))[0] > 110
+
+
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax behind a permutation": lambda x: x.permute(0, 2, 3, 1).softmax(-1),
     "concatenation": lambda x: torch.cat([x, x.relu()], 3),

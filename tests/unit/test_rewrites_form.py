@@ -11,7 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from handheld.export.rewrites import RewriteError
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
+from handheld.export.rewrites.decompose_norm import DecomposeNorm
 from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
+from handheld.export.rewrites.float_numbers import FloatNumbers
 from handheld.export.rewrites.fold_constants import FoldConstants
 from handheld.export.rewrites.fold_scale import FoldScale
 from handheld.export.rewrites.matmul_3d import Matmul3d
@@ -204,6 +206,43 @@ class TestDecomposeAttention:
         assert rewrite(grouped, [(2, 6, 5, 8), HEADS], DecomposeAttention).operators[SDPA] == 1
         broadcast = Fn(lambda _, q, k: F.scaled_dot_product_attention(q, k, k))
         assert rewrite(broadcast, [HEADS, (2, 1, 5, 8)], DecomposeAttention).operators[SDPA] == 1
+
+
+class TestDecomposeNorm:
+    @pytest.mark.parametrize(
+        ("norm", "shape"),
+        [
+            (nn.GroupNorm(3, 6), IMAGE),
+            (nn.GroupNorm(6, 6, affine=False), IMAGE),
+            (nn.GroupNorm(1, 6, eps=0.2), (1, 6, 1, 8)),
+            (nn.LayerNorm(6), TOKENS),
+            (nn.LayerNorm(8, elementwise_affine=False, eps=0.2), IMAGE),
+            (nn.LayerNorm(6, bias=False), (3, 6)),
+        ],
+    )
+    def test_equal(self, norm: nn.Module, shape: tuple[int, ...]) -> None:
+        seen = rewrite(Fn(lambda m, x: m.norm(x + 10), norm=norm), [shape], DecomposeNorm)
+        assert seen.changed == 1
+        assert not [name for name in seen.operators if "norm" in name]
+
+    @pytest.mark.parametrize(
+        ("norm", "shape"),
+        [(nn.GroupNorm(3, 6), (2, 6, 8)), (nn.GroupNorm(3, 6), (2, 6, 3, 4, 5)), (nn.LayerNorm((8, 8)), IMAGE)],
+    )
+    def test_other_axes_stay(self, norm: nn.Module, shape: tuple[int, ...]) -> None:
+        assert rewrite(Fn(lambda m, x: m.norm(x), norm=norm), [shape], DecomposeNorm).changed == 0
+
+
+class TestFloatNumbers:
+    def test_whole_numbers(self) -> None:
+        module = traced(Fn(lambda _, x: ((1 + x) * 2 - 3) / 4), [TOKENS]).module()
+        assert FloatNumbers().call(module) == 4
+        numbers = [arg for node in module.graph.nodes for arg in node.args if isinstance(arg, int | float)]
+        assert all(isinstance(number, float) for number in numbers)
+        rewrite(Fn(lambda _, x: ((1 + x) * 2 - 3) / 4), [TOKENS], FloatNumbers)
+
+    def test_of_whole_tensors_stay(self) -> None:
+        assert rewrite(Fn(lambda _, x: x.long() * 2), [TOKENS], FloatNumbers).changed == 0
 
 
 class TestFlattenGroupNorm:
