@@ -77,8 +77,8 @@ class ExecuTorch(_PTE):
         "fp16": "XNNPACK's delegate has no form that stores float16 and computes in float32, and a half network leaves "
         "its GELU outside the delegate: EfficientFormerV2-S0 would be eleven times slower and hardly smaller"
     }
-    memory_factor: ClassVar[float] = 4.0
-    memory_base_bytes: ClassVar[int] = 500 * 2**20
+    memory_factor: ClassVar[float] = 2.9
+    memory_base_bytes: ClassVar[int] = 520 * 2**20
 
     def _lowered(self, program: "Program", recipe: Recipe, options: Options) -> Any:
         from handheld.export.formats.xnnpack_passes import needed_passes_only
@@ -105,7 +105,7 @@ class ExecuTorchCoreML(_PTE):
     }
     blocked_imports: ClassVar[tuple[str, ...]] = ("tensorflow", "xgboost", "libsvm", "sklearn")
     memory_factor: ClassVar[float] = 4.0
-    memory_base_bytes: ClassVar[int] = 600 * 2**20
+    memory_base_bytes: ClassVar[int] = 500 * 2**20
 
     def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:
         import coremltools

@@ -38,7 +38,7 @@ class ONNX(Format):
         "fp32": "weights and arithmetic in float32",
         "fp16": "weights stored in float16, each cast to float32 when the file is loaded; arithmetic in float32",
     }
-    memory_factor: ClassVar[float] = 4.0
+    memory_factor: ClassVar[float] = 1.7
     memory_base_bytes: ClassVar[int] = 420 * 2**20
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
@@ -65,12 +65,47 @@ class ONNX(Format):
 
 
 def save(model: Any, path: Path) -> None:
-    """Write an `onnx_ir.Model` to `path`, its weights to `path` with `.data` appended if one file cannot hold them."""
+    """Write an `onnx_ir.Model` to `path`, its weights to `path` with `.data` appended if one file cannot hold them.
+
+    The weights are written one by one behind the rest of the graph (protobuf's fields may come in any order): onnx's
+    own way holds four copies of them in memory. Leaves `model` without its weights.
+    """
     import onnx_ir
 
-    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    companion = path.name + ".data" if weight_bytes > LARGEST_SINGLE_FILE else None
-    onnx_ir.save(model, path, external_data=companion)
+    weights = [(value.name, value.const_value) for value in model.graph.initializers.values()]
+    if sum(tensor.nbytes for _, tensor in weights) > LARGEST_SINGLE_FILE:
+        onnx_ir.save(model, path, external_data=path.name + ".data")
+        return
+    model.graph.initializers.clear()
+    proto = onnx_ir.to_proto(model)
+    graph = proto.graph.SerializeToString()
+    heads = [_tensor_head(name, tensor) for name, tensor in weights]
+    fields = [_tag(5, len(head) + tensor.nbytes) + head for head, (_, tensor) in zip(heads, weights, strict=True)]
+    proto.ClearField("graph")
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(_tag(7, len(graph) + sum(map(len, fields)) + sum(tensor.nbytes for _, tensor in weights)) + graph)
+        for field, (_, tensor) in zip(fields, weights, strict=True):
+            file.write(field)
+            file.write(tensor.tobytes())
+
+
+def _tensor_head(name: str, tensor: Any) -> bytes:
+    """A `TensorProto` up to where the bytes of its `raw_data` (field 9) begin."""
+    import onnx
+
+    head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    serialized: bytes = head.SerializeToString()
+    return serialized + _tag(9, tensor.nbytes)
+
+
+def _tag(field: int, size: int) -> bytes:
+    """What stands before `size` bytes of a protobuf field: its number, wire type 2, and the size as a varint."""
+    varint = bytearray()
+    while size >= 128:
+        varint.append(size & 127 | 128)
+        size >>= 7
+    return bytes([field << 3 | 2, *varint, size])
 
 
 def _exported(program: "Program") -> Any:

@@ -50,6 +50,7 @@ def test_computes_what_the_model_does(made: Converted, case: str) -> None:
     made.assert_right(case, execute)
     made.assert_declares(case)
     assert made.signature(case).casts == {}
+    onnx.checker.check_model(made.path(case), full_check=True)
 
 
 def test_names_are_in_the_programs_order(made: Converted) -> None:
