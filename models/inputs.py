@@ -32,8 +32,12 @@ class Case:
 
 CASES = (*(Case("normal", seed) for seed in range(6)), Case("large", 6), Case("zeros", 7))
 """The default cases of a check."""
-IMAGE_CASES = (*(Case("image", seed) for seed in range(5)), Case("normal", 5), Case("large", 6), Case("zeros", 7))
-"""The default cases for a model that takes pictures (its `preprocessing` is known)."""
+IMAGE_CASES = (*(Case("image", seed) for seed in range(6)), Case("normal", 6), Case("zeros", 7))
+"""The default cases for a model that takes pictures (its `preprocessing` is known).
+
+None is `large`: no picture is, and where attention saturates, rounding alone makes a large difference (82 dB in float32
+for EfficientFormerV2-L with probe weights, 131 to 138 dB on the cases here).
+"""
 
 
 def cases(preprocessing: Preprocessing | None) -> tuple[Case, ...]:

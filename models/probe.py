@@ -24,15 +24,15 @@ def apply_probe_weights(module: "nn.Module", seed: int = SEED) -> None:
     machine. Buffers other than batch-norm statistics are left as they are. What a tensor is for is read off its name
     and shape, so that any module will do:
 
-    - statistics: means ±(0.05 to 0.2), variances 0.5 to 0.9;
+    - statistics: means ±(0.12 to 0.22), variances 0.5 to 0.9;
     - a vector called `weight` (of a normalisation): 0.7 to 1.2;
-    - a vector called `...bias...`: ±(0.1 to 0.2), but a sixteenth of that where it has fewer than 16 entries: the bias
-      of a talking head is added to the weight of every key, and would drown weights that sum to 1;
+    - a vector called `...bias...`: ±(0.12 to 0.22), but a sixteenth of that where it has fewer than 16 entries: the
+      bias of a talking head is added to the weight of every key, and would drown weights that sum to 1;
     - another `weight`: variance 1 / fan-in (an embedding's: 1), which with the statistics above keeps activations near
       their size, and mean 0 over the fan-in where it sees many channels: that takes away the mean that activation
       functions leave in all channels, under which all inputs would look alike after some layers;
-    - any other tensor with at most one axis longer than 1 (layer scale, class token): 0.1 to 0.5;
-    - any other tensor (attention and position tables): ±(0.2 to 1).
+    - any other tensor with at most one axis longer than 1 (layer scale, class token): 0.1 to 0.35;
+    - any other tensor (attention and position tables): ±(0.5 to 1.5).
     """
     import torch
 
@@ -43,7 +43,7 @@ def apply_probe_weights(module: "nn.Module", seed: int = SEED) -> None:
                 parameter.copy_(_parameter(draw, owner, name, parameter))
             for name, buffer in owner.named_buffers(recurse=False):
                 if name == "running_mean":
-                    buffer.copy_(draw.signed(buffer, 0.05, 0.2))
+                    buffer.copy_(draw.signed(buffer, 0.12, 0.22))
                 elif name == "running_var":
                     buffer.copy_(draw.between(buffer, 0.5, 0.9))
 
@@ -55,10 +55,10 @@ def _parameter(draw: "_Draw", owner: "nn.Module", name: str, tensor: "torch.Tens
         return draw.between(tensor, 0.7, 1.2)
     if "bias" in name and tensor.ndim == 1:
         scale = 1.0 if len(tensor) >= FEW else 1 / 16
-        return draw.signed(tensor, 0.1 * scale, 0.2 * scale)
+        return draw.signed(tensor, 0.12 * scale, 0.22 * scale)
     if sum(length > 1 for length in tensor.shape) <= 1:
-        return draw.between(tensor, 0.1, 0.5)
-    return draw.signed(tensor, 0.2, 1.0)
+        return draw.between(tensor, 0.1, 0.35)
+    return draw.signed(tensor, 0.5, 1.5)
 
 
 def _weight(draw: "_Draw", owner: "nn.Module", weight: "torch.Tensor") -> "torch.Tensor":

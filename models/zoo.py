@@ -113,7 +113,7 @@ def _load(entry: EntryPoint) -> ModelSpec:
             f"the model {entry.name} of {_provider(entry)} cannot be loaded: {type(error).__name__}: {error}."
         ) from error
     if not isinstance(spec, ModelSpec) or spec.name != entry.name:
-        came = f"one called {spec.name}" if isinstance(spec, ModelSpec) else f"a {type(spec).__name__}"
+        came = f"one called {spec.name}" if isinstance(spec, ModelSpec) else type(spec).__name__
         raise HandheldError(
             f"the entry point {entry.name} ({entry.value}) of {_provider(entry)}: expected a ModelSpec of that name; "
             f"came {came}."
