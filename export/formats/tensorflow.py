@@ -110,10 +110,12 @@ def _keras(source: Path) -> tuple[Any, Any, dict[str, Any]]:
         raise HandheldError(f"{source} is not a whole Keras file: {_first_line(error)}") from error
     specs = {tensor.name: tensor for tensor in model.inputs}
     tensors = {name: tensorflow.TensorSpec(t.shape, t.dtype) for name, t in specs.items()}
+    # A functional model names its outputs after the layers that give them; a Sequential has one, and no such list.
+    names = getattr(model, "output_names", None) or [model.layers[-1].name]
 
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = model([inputs[name] for name in specs], training=False)
-        return dict(zip(model.output_names, tensorflow.nest.flatten(values), strict=True))
+        return dict(zip(names, tensorflow.nest.flatten(values), strict=True))
 
     return model, call, tensors
 

@@ -19,7 +19,7 @@ def show_models(out: Console) -> None:
             f"{spec.macs / 1e9:.3f} G",
             ", ".join(map(str, spec.inputs)),
             spec.paper,
-            "\n".join(f"{p.latency_ms:g} ms · {p.device} · {p.source}" for p in spec.published) or "–",
+            "\n".join(f"{p.latency_ms:g} ms · {p.device} · {p.runtime} · {p.source}" for p in spec.published) or "–",
         ]
         for spec in zoo.specs()
     ]

@@ -120,6 +120,13 @@ def test_code_in_a_keras_file_is_not_run(tmp_path: Path, suffix: str) -> None:
         convert_foreign(source, tmp_path / "model.tflite", RECIPES["fp32"])
 
 
+def test_a_sequential_model_has_its_last_layers_output(tmp_path: Path) -> None:
+    source = tmp_path / "sequential.keras"
+    tf.keras.Sequential([tf.keras.Input((4,), name="x"), tf.keras.layers.Dense(3, name="scores")]).save(source)
+    signature = convert_foreign(source, tmp_path / "model.tflite", RECIPES["fp32"])
+    assert [(s.name, s.shape) for s in (*signature.inputs, *signature.outputs)] == [("x", (1, 4)), ("scores", (1, 3))]
+
+
 def test_damage(keras_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.keras"
     whole = keras_file.read_bytes()

@@ -55,9 +55,7 @@ def test_stop_ends_what_runs_and_refuses_more(tmp_path: Path) -> None:
 
     def work() -> None:
         ended.append(
-            children.run(
-                "sleeper", [], log=tmp_path / "log", timeout=None, environment={"PYTHONPATH": str(tmp_path)}
-            )
+            children.run("sleeper", [], log=tmp_path / "log", timeout=None, environment={"PYTHONPATH": str(tmp_path)})
         )
 
     thread = threading.Thread(target=work)
