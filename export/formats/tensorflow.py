@@ -109,15 +109,16 @@ def _keras(source: Path) -> tuple[Any, Any, dict[str, Any]]:
             ) from error
         raise HandheldError(f"{source} is not a whole Keras file: {_first_line(error)}") from error
     specs = {tensor.name: tensor for tensor in model.inputs}
-    tensors = {name: tensorflow.TensorSpec(t.shape, t.dtype) for name, t in specs.items()}
+    taken = {name: tensorflow.TensorSpec(t.shape, t.dtype) for name, t in specs.items()}
     # A functional model names its outputs after the layers that give them; a Sequential has one, and no such list.
     names = getattr(model, "output_names", None) or [model.layers[-1].name]
 
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        values = model([inputs[name] for name in specs], training=False)
+        tensors = [inputs[name] for name in specs]
+        values = model(tensors if len(tensors) > 1 else tensors[0], training=False)
         return dict(zip(names, tensorflow.nest.flatten(values), strict=True))
 
-    return model, call, tensors
+    return model, call, taken
 
 
 def _saved_model(source: Path) -> tuple[Any, Any, dict[str, Any]]:
