@@ -43,8 +43,8 @@ class CoreAIFormat(Format):
         "fp32": "the program as it is",
         "fp16": "the program cast to half, constants included; inputs and outputs float32",
     }
-    memory_factor = 4.0
-    memory_base_bytes = 420 << 20
+    memory_factor = 3.1
+    memory_base_bytes = 450 << 20
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """As `Format.convert`."""

@@ -63,7 +63,7 @@ class CoreMLFormat(Format):
         "fp16": "compute_precision=FLOAT16: weights and arithmetic in half, inputs and outputs float32",
     }
     blocked_imports = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
-    memory_factor = 4.0
+    memory_factor = 2.0
     memory_base_bytes = 420 << 20
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
