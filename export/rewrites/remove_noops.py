@@ -15,6 +15,10 @@ SAME_SHAPE = (*graph.VIEWS, "expand.default", "expand_as.default", "repeat.defau
 """Operators that are the identity wherever they keep the shape."""
 SLICE = "slice.Tensor"
 NEUTRAL = {"mul.Tensor": 1, "div.Tensor": 1, "add.Tensor": 0, "sub.Tensor": 0}
+STRIDED = ("as_strided.default", "view.dtype", "view_as_complex.default")
+"""Operators that see how a tensor lies in memory: where there is one, copies stay."""
+RESHAPES = ("view.default", "_unsafe_view.default", "view_as.default", "reshape_as.default")
+"""Views that fail where a copy before them is gone, or use a tensor for nothing but its shape."""
 CHECK = "_assert_tensor_metadata.default"
 """What tracing leaves beside a cast: a check of the dtype, which a traced graph cannot fail."""
 
@@ -22,8 +26,8 @@ CHECK = "_assert_tensor_metadata.default"
 class RemoveNoops(LocalRewrite):
     """Every operator that hands its first argument on as it is.
 
-    A copy to another memory format is left: it may be there for the layout of an output. So is whatever stands between
-    an input and an output, because converters want an output to be computed.
+    A copy to another memory format is left: it may be there for the layout of an output. So is what stands between an
+    input and an output, or two outputs: converters want each output to be computed.
     """
 
     name = "remove_noops"
@@ -35,16 +39,23 @@ class RemoveNoops(LocalRewrite):
         for check in checks:
             module.graph.erase_node(check)
         module.graph.eliminate_dead_code()
+        for view in graph.find(module, RESHAPES):
+            value, shape = cast("Node", view.args[0]), list(graph.shape(view))
+            graph.replace(view, graph.call(view, "reshape.default", value, shape))
         return len(checks) + super().call(module)
 
     def match(self, node: "Node") -> Change | None:
         """Let the users of `node` use its first argument, if they are the same."""
         source = _handed_on(node)
-        if source is None or (source.op != "call_function" and any(user.op == "output" for user in node.users)):
+        if source is None or (_is_output(node) and (source.op != "call_function" or _is_output(source))):
             return None
         if graph.shape(node) != graph.shape(source) or graph.dtype(node) != graph.dtype(source):
             return None
         return lambda: graph.replace(node, source)
+
+
+def _is_output(node: "Node") -> bool:
+    return any(user.op == "output" for user in node.users)
 
 
 def _handed_on(node: "Node") -> "Node | None":
@@ -54,7 +65,7 @@ def _handed_on(node: "Node") -> "Node | None":
     if operator in DROPOUTS:
         return None if arguments["train"] and arguments["p"] else first
     if operator in COPIES or operator in CASTS:
-        return None if _changes_layout(node) else first
+        return None if _changes_layout(node) or graph.find(graph.owner(node), STRIDED) else first
     if operator == SLICE:
         return first if arguments["step"] == 1 else None
     if operator in graph.PERMUTES:

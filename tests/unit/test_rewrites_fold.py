@@ -54,13 +54,25 @@ class TestRemoveNoops:
         seen = rewrite(Fn(lambda _, x: more(x.relu()).sin()), [IMAGE], FoldConstants, RemoveNoops)
         assert operator in seen.operators
 
+    def test_a_copy_before_a_view(self) -> None:
+        module = Fn(lambda _, x: x.transpose(1, 2).contiguous().view(2, 48, 8).sin())
+        seen = rewrite(module, [IMAGE], RemoveNoops)
+        assert seen.operators["contiguous.default"] == 0
+
+    def test_copies_stay_where_memory_is_looked_at(self) -> None:
+        module = Fn(lambda _, x: x.transpose(1, 2).contiguous().as_strided((2, 3), (1, 2)).sin())
+        seen = rewrite(module, [IMAGE], RemoveNoops)
+        assert seen.operators["contiguous.default"] == 1
+
     def test_random_dropout_stays(self) -> None:
         module = Fn(lambda _, x: F.dropout(x.relu(), 1.0, training=True).sin())
         assert rewrite(module, [IMAGE], RemoveNoops).operators["dropout.default"] == 1
 
-    def test_an_input_is_not_handed_out_as_an_output(self) -> None:
-        seen = rewrite(Fn(lambda _, x: x.clone()), [IMAGE], RemoveNoops)
-        assert seen.operators == {"clone.default": 1}
+    def test_an_output_is_neither_an_input_nor_another_output(self) -> None:
+        seen = rewrite(Fn(lambda _, x: (x.clone(), y := x.sin(), y.clone(), y.clone())), [IMAGE], RemoveNoops)
+        assert seen.operators == {"sin.default": 1, "clone.default": 3}
+        seen = rewrite(Fn(lambda _, x: x.sin().clone()), [IMAGE], RemoveNoops)
+        assert seen.operators == {"sin.default": 1}
 
 
 class TestFoldConstants:
@@ -173,6 +185,15 @@ class TestFoldBatchNorm:
         norm: nn.Module = nn.BatchNorm2d(5) if len(shape) == 4 else nn.BatchNorm1d(5)
         seen = rewrite(conv_then(norm, layer, between), [shape], FoldBatchNorm)
         assert seen.operators["batch_norm.default"] == 1
+
+    def test_another_user_of_the_layers_shape(self) -> None:
+        module = Fn(
+            lambda m, x: m.norm((y := m.linear(x)).flatten(0, 1)).reshape_as(y),
+            linear=nn.Linear(6, 4),
+            norm=nn.BatchNorm1d(4),
+        )
+        seen = rewrite(module, [TOKENS], RemoveNoops, FoldBatchNorm)
+        assert seen.operators["batch_norm.default"] == 0
 
     def test_another_user_of_the_layer(self) -> None:
         module = Fn(lambda m, x: m.norm(y := m.conv(x)) + y, conv=nn.Conv2d(6, 4, 1), norm=nn.BatchNorm2d(4))
