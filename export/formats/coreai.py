@@ -10,7 +10,7 @@ from handheld.errors import missing_extra
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
 from handheld.export.formats.half import half
-from handheld.export.formats.lifted import Lifted
+from handheld.export.formats.lifted import Lifted, require_stateless
 from handheld.export.formats.unsupported import refused
 from handheld.export.formats.written_out import (
     exclusive_pools,
@@ -57,6 +57,7 @@ class CoreAIFormat(Format):
             exported = half(lifted.build(), decompositions)
         else:
             exported = lifted.build().run_decompositions(decompositions)
+        require_stateless(exported, self.title)
         _stage(converter, exported, program, decompositions)
         try:
             converter.to_coreai().save_asset(destination)

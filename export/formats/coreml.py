@@ -10,7 +10,7 @@ import numpy as np
 from handheld.errors import HandheldError, missing_extra
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
-from handheld.export.formats.lifted import Lifted
+from handheld.export.formats.lifted import Lifted, require_stateless
 from handheld.export.formats.unsupported import refused
 from handheld.export.formats.written_out import others, scaled_sums, tanh_gelu, typed_means
 from handheld.export.recipe import Recipe
@@ -184,6 +184,7 @@ def _translatable(lifted: Lifted, program: "Program") -> "ExportedProgram":
         if all(map(_is_unchanged, _calls(lifted.graph)))
         else lifted.build().run_decompositions({**scaled_sums(), **tanh_gelu(), **typed_means()})
     )
+    require_stateless(exported, CoreMLFormat.title)
     core = torch.export.default_decompositions()
     tried: set[Any] = set()
     while missing := [node for node in _calls(exported.graph) if not _has(node)]:

@@ -8,6 +8,8 @@ edited, weights shared with the original. Nodes that follow an edit may carry a 
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from handheld.errors import HandheldError
+
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
@@ -84,4 +86,15 @@ class Lifted:
             example_inputs=old.example_inputs,
             constants=self.constants,
             verifiers=[Verifier] if functional else old.verifiers,
+        )
+
+
+def require_stateless(exported: "ExportedProgram", title: str) -> None:
+    """Raise `HandheldError` if a decomposed program keeps something from one run to the next."""
+    signature = exported.graph_signature
+    written = sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()})
+    if written:
+        raise HandheldError(
+            f"{title}: the model writes to {', '.join(written)}; only models without a state can be exported.",
+            hint="Give what it keeps as inputs and outputs.",
         )

@@ -218,3 +218,22 @@ def test_a_file_that_is_not_whole_is_refused_before_the_vendor_sees_it(tmp_path:
         FORMAT.inspect(tmp_path / "empty.aimodel")
     with pytest.raises(HandheldError, match="does not exist"):
         FORMAT.inspect(tmp_path / "nothing.aimodel")
+
+
+class Counting(nn.Module):
+    """Keeps something from one run to the next."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.seen.add_(x)
+        return (x * self.seen,)
+
+
+def test_a_model_with_a_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HandheldError, match="the model writes to seen; only models without a state"):
+        converted(program(Counting(), [TensorSpec("x", (3,))], ["y"]), tmp_path)

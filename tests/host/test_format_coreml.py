@@ -360,3 +360,22 @@ def test_inspecting_imports_no_more_than_the_protobuf_classes(tmp_path: Path) ->
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.split() == [FORMAT.inspect(path).fingerprint, "[]"]
+
+
+class Counting(nn.Module):
+    """Keeps something from one run to the next."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.seen.add_(x)
+        return (x * self.seen,)
+
+
+def test_a_model_with_a_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HandheldError, match="the model writes to seen; only models without a state"):
+        converted(program(Counting(), [TensorSpec("x", (3,))], ["y"]), tmp_path)
