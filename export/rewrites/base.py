@@ -50,6 +50,12 @@ class LocalRewrite(Rewrite):
     def match(self, node: "Node") -> Change | None:
         """The change to make at `node`, or None if there is none. Changes nothing itself."""
 
+    def requires(self, module: "GraphModule") -> None:
+        """Every node to look at says its shape."""
+        bare = [node.name for node in graph.find(module, self.operators) if "val" not in node.meta]
+        if bare:
+            raise RewriteError(f"{self.name} needs the shape of {', '.join(bare)}, which the trace did not keep.")
+
     def call(self, module: "GraphModule") -> int:
         """Change what matches, and then what matches because of that."""
         changed = 0

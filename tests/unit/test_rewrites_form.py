@@ -74,10 +74,14 @@ class TestSoftmax3d:
     def test_stays(self, shape: tuple[int, ...], dim: int) -> None:
         assert rewrite(Fn(lambda _, x: x.softmax(dim)), [shape], Softmax3d).operators == {"softmax.int": 1}
 
-    def test_the_promise_is_checked(self) -> None:
+    def test_what_it_needs_and_promises_is_checked(self) -> None:
         module = traced(Fn(lambda _, x: x.softmax(-1)), [IMAGE]).module()
         with pytest.raises(RewriteError, match="softmax_3d left softmax as it was"):
             Softmax3d().ensures(module)
+        for node in module.graph.nodes:
+            node.meta.clear()
+        with pytest.raises(RewriteError, match="softmax_3d needs the shape of softmax"):
+            Softmax3d().requires(module)
 
 
 class TestMeanKeepdim:
