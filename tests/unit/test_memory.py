@@ -1,0 +1,48 @@
+"""Memory: refusals before an impossible conversion, and conversions side by side only while there is room."""
+
+import threading
+import time
+from pathlib import Path
+
+from handheld.export import memory
+from handheld.export.run import disk_refusal
+
+
+def test_what_cannot_fit_is_refused_with_the_figures() -> None:
+    gate = memory.Gate(2_000_000_000)
+    assert gate.refusal(2_000_000_000) is None
+    said = gate.refusal(3_500_000_000)
+    assert said and "3.5 GB" in said and "2.0 GB" in said
+
+
+def test_two_that_fit_run_together_and_a_third_waits() -> None:
+    gate, running, most = memory.Gate(100), [], []
+
+    def work() -> None:
+        with gate.reserve(50):
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.05)
+            running.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 6 and max(most) == 2
+
+
+def test_one_alone_may_always_run() -> None:
+    with memory.Gate(10).reserve(1000):
+        pass
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path) -> None:
+    assert disk_refusal(tmp_path / "not" / "there" / "yet", 1000) is None
+    said = disk_refusal(tmp_path, 10**18)
+    assert said and "may need 1500000000.00 GB" in said and "--out" in said
+
+
+def test_available_memory_is_plausible() -> None:
+    assert 10**7 < memory.available_bytes() < 10**14
