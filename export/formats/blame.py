@@ -18,7 +18,8 @@ _OPERATOR = re.compile(r"(?:torch\.(?:_ops|ops)\.)?(?P<space>\w+)(?:::|\.)(?P<na
 def blame(title: str, program: "Program", operators: Iterable[str]) -> UnsupportedOperatorError:
     """The error for `operators` as a converter spells them: `aten._linalg_svd.default`, `prims::bessel_j0`, …
 
-    Converters complain about a decomposed graph; what people wrote is `aten.linalg_svd`, on a line of theirs.
+    Converters complain about a decomposed graph; what people wrote is `aten.linalg_svd`, on a line of theirs. Names
+    decide: equal ones (`prims.erf_inv` and `aten.erfinv` too), else one that ends as `operator` does.
     """
     operators = list(operators)
     nodes = [node for operator in operators for node in nodes_of(program, operator)]
@@ -27,18 +28,13 @@ def blame(title: str, program: "Program", operators: Iterable[str]) -> Unsupport
 
 def nodes_of(program: "Program", operator: str) -> "list[Node]":
     """The nodes of the model's graph, else of the decomposed graph, that `operator` stems from; maybe none."""
+    wanted = _bare(operator)
     for exported in (lambda: program.exported, lambda: program.exported.run_decompositions()):
-        graph = exported().graph
-        nodes = [node for node in graph.nodes if node.op == "call_function" and _stems(operator, str(node.target))]
-        if nodes:
-            return nodes
+        names = {node: _bare(str(node.target)) for node in exported().graph.nodes if node.op == "call_function"}
+        same = [node for node, name in names.items() if name.replace("_", "") == wanted.replace("_", "")]
+        if found := same or [node for node, name in names.items() if name.endswith("_" + wanted)]:
+            return found
     return []
-
-
-def _stems(operator: str, target: str) -> bool:
-    """Whether `operator` is `target`, or what `target` decomposes to by its name (`prims.erf`, `aten._linalg_svd`)."""
-    ours, theirs = _bare(target), _bare(operator)
-    return ours == theirs or ours.endswith("_" + theirs)
 
 
 def _bare(operator: str) -> str:

@@ -4,16 +4,15 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
+from handheld.export.formats.lifted import Lifted
 from handheld.export.formats.reading import reading
+from handheld.export.program import Program
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType
-
-if TYPE_CHECKING:
-    from handheld.export.program import Program
 
 NARROW: frozenset[DType] = frozenset({"uint8", "int8", "int16"})
 """Dtypes that Core ML has no tensors of: inputs of them are cast by ExecuTorch itself, outside the delegate."""
@@ -29,7 +28,7 @@ class _PTE(Format):
     suffix: ClassVar[str] = ".pte"
     extra: ClassVar[str] = "executorch"
 
-    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
+    def convert(self, program: Program, recipe: Recipe, destination: Path, options: Options) -> Signature:
         """Write the file. Nothing is cast. The file knows no names: their order is the signature's."""
         from torch._export.verifier import SpecViolationError
 
@@ -53,7 +52,7 @@ class _PTE(Format):
         with reading(path, self.title):
             return pte.inspection(path)
 
-    def _lowered(self, program: "Program", recipe: Recipe, options: Options) -> Any:
+    def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
         """An `ExecutorchProgramManager`."""
         from executorch.exir import to_edge_transform_and_lower
 
@@ -61,7 +60,7 @@ class _PTE(Format):
         return to_edge_transform_and_lower(program.exported, partitioner=[partitioner]).to_executorch()
 
     @abstractmethod
-    def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:
+    def _partitioner(self, program: Program, recipe: Recipe, options: Options) -> Any:
         """What decides which parts of a graph the delegate takes."""
 
 
@@ -80,13 +79,13 @@ class ExecuTorch(_PTE):
     memory_factor: ClassVar[float] = 2.9
     memory_base_bytes: ClassVar[int] = 520 * 2**20
 
-    def _lowered(self, program: "Program", recipe: Recipe, options: Options) -> Any:
+    def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
         from handheld.export.formats.xnnpack_passes import needed_passes_only
 
         with needed_passes_only():
-            return super()._lowered(program, recipe, options)
+            return super()._lowered(_without_idle_copies(program), recipe, options)
 
-    def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:  # noqa: ARG002
+    def _partitioner(self, program: Program, recipe: Recipe, options: Options) -> Any:  # noqa: ARG002
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         return XnnpackPartitioner()
@@ -107,7 +106,7 @@ class ExecuTorchCoreML(_PTE):
     memory_factor: ClassVar[float] = 4.0
     memory_base_bytes: ClassVar[int] = 500 * 2**20
 
-    def _partitioner(self, program: "Program", recipe: Recipe, options: Options) -> Any:
+    def _partitioner(self, program: Program, recipe: Recipe, options: Options) -> Any:
         import coremltools
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
@@ -119,6 +118,23 @@ class ExecuTorchCoreML(_PTE):
         )
         narrow = any(spec.dtype in NARROW for spec in program.inputs)
         return CoreMLPartitioner(compile_specs=specs, skip_ops_for_coreml_delegation=[CAST] if narrow else None)
+
+
+def _without_idle_copies(program: Program) -> Program:
+    """The program without copies of contiguous tensors.
+
+    XNNPACK's delegate takes a copy that has other operators on neither side as a partition of its own, drops it, and
+    then refuses the partition because it passes its input through (executorch 1.5.1).
+    """
+    import torch
+
+    lifted = Lifted(program.exported)
+    kinds = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
+    for node in list(lifted.graph.nodes):
+        if node.target in kinds and node.args[0].meta["val"].is_contiguous():
+            node.replace_all_uses_with(node.args[0])
+            lifted.graph.erase_node(node)
+    return Program(lifted.build(), program.inputs, program.outputs)
 
 
 def _without_kernel(program: Any) -> list[str]:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from handheld.errors import missing_extra
-from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.base import Format, Inspection, Options, Signature, UnsupportedOperatorError
 from handheld.export.formats.blame import blame
 from handheld.export.formats.reading import reading
+from handheld.export.formats.unsupported import source_line, unsupported
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.fx import Node
 
     from handheld.export.program import Program
 
@@ -21,6 +23,8 @@ NARROWED: dict[str, DType] = {"int64": "int32"}
 """What litert-torch makes of 64-bit inputs and outputs: kernels and accelerators have 32 bits."""
 
 _MISSING = re.compile(r"Lowering not found: (\S+)")
+_PLACE = re.compile(r"(?P<file>\S+):(?P<line>\d+):\d+: error: (?P<reason>.*)")
+_KERNEL = re.compile(r"(?:builtin opcode '|custom op: )(\w+)")
 
 
 class LiteRT(Format):
@@ -44,15 +48,17 @@ class LiteRT(Format):
         """Write the file. 64-bit integer inputs and outputs become 32-bit ones (`Signature.casts`)."""
         import litert_torch
 
+        if zeros := _indices_of_pooling(program):
+            raise unsupported(self.title, zeros)
         example = {spec.name: tensor for spec, tensor in zip(program.inputs, program.example(), strict=True)}
         try:
             model = litert_torch.convert(_named(program), sample_kwargs=example)
-        except RuntimeError as error:
-            missing = _MISSING.findall(str(error))
-            if not missing:
-                raise
-            raise blame(self.title, program, missing) from error
+        except Exception as error:  # RuntimeError, ValueError, AssertionError, jax's own
+            raise _explained(program, error) from error
         model.export(str(destination))
+        if missing := _without_kernel(destination):
+            destination.unlink()
+            raise blame(self.title, program, missing)
         if recipe.weights == "float16":
             _halve(destination)
         casts = {s.name: NARROWED[s.dtype] for s in (*program.inputs, *program.outputs) if s.dtype in NARROWED}
@@ -67,6 +73,52 @@ class LiteRT(Format):
                 return tflite.inspection(path)
         except ModuleNotFoundError as error:
             raise missing_extra("reading LiteRT files", self.extra, str(error.name)) from error
+
+
+def _indices_of_pooling(program: "Program") -> "list[Node]":
+    """Max poolings whose indices are used: litert-torch 0.10 makes zeros of them, and says nothing."""
+    import operator
+
+    import torch
+
+    pooling = program.exported.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.max_pool2d_with_indices.default
+    )
+    return [node for node in pooling if any(use.target is operator.getitem and use.args[1] == 1 for use in node.users)]
+
+
+def _explained(program: "Program", error: Exception) -> Exception:
+    """The error that names the operator to blame, or `error` itself if there is none."""
+    text = str(error)
+    if missing := _MISSING.findall(text):
+        return blame(LiteRT.title, program, missing)
+    lines = {node: source_line(node.stack_trace) or "" for node in program.exported.graph.nodes}
+    if place := _PLACE.search(text):
+        start = f"{place['file']}:{place['line']}:"
+        blamed = [node for node, line in lines.items() if line.startswith(start)]
+        reason = f"in this form: {place['reason']}"
+    else:
+        # Operators that may fail at run time, as the inverse of a singular matrix does, carry tokens through the graph.
+        blamed = [node for node in lines if "tokens" in text and str(node.target).startswith("aten.linalg_")]
+        reason = f"in this form: {text}"
+    if blamed:
+        names = sorted({str(node.target) for node in blamed})
+        return UnsupportedOperatorError(LiteRT.title, names, [reason, *filter(None, [lines[blamed[0]]])])
+    return error
+
+
+def _without_kernel(path: Path) -> list[str]:
+    """The operator in the file that the runtime has no kernel for, if there is one: it is then the only one named."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        Interpreter(str(path))
+    except (RuntimeError, ValueError) as error:
+        found = _KERNEL.search(str(error))
+        if found is None:
+            raise
+        return [f"aten.{found[1].removeprefix('STABLEHLO_').lower()}"]
+    return []
 
 
 def _named(program: "Program") -> "nn.Module":

@@ -50,9 +50,11 @@ class Program:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        if bytes(data[4:6]) != b"ET" or bytes(data[8:12]) != b"eh00":
-            raise HandheldError(f"{path} is not an ExecuTorch file: it does not begin with ET and eh00.")
-        _, size, self.base, segments = struct.unpack_from("<IQQQ", data, 12)
+        if bytes(data[4:6]) != b"ET" or not bytes(data[6:8]).isdigit():
+            raise HandheldError(f"{path} is not an ExecuTorch file: it does not have ET and two digits at its head.")
+        size, self.base, segments = len(data), 0, 0
+        if bytes(data[8:12]) == b"eh00":  # left out of a program that has neither constants nor delegates
+            size, self.base, segments = struct.unpack_from("<QQQ", data, 16)
         if len(data) < max(size, self.base + segments):
             raise ValueError(f"it has {len(data)} bytes, and its head says {max(size, self.base + segments)}")
         self.data = data

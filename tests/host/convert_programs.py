@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from format_programs import NETWORKS, Convolution, Svd, boundary, draw, network, program
 from torch import nn
+from torch.nn.functional import max_pool2d
 
 from handheld.export import formats, rewrites
 from handheld.export.formats.base import Options, UnsupportedOperatorError
@@ -49,6 +50,18 @@ class Airy(nn.Module):
     def forward(self, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(4, 4) -> the same."""
         return (torch.relu(torch.special.airy_ai(self.linear(matrix))),)
+
+
+class Function(nn.Module):
+    """Gives `function` of its input."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(4, 4) -> whatever it gives."""
+        return (self.function(matrix),)
 
 
 class Tuple(nn.Module):
@@ -104,6 +117,11 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "efficientformerv2_s0": efficientformerv2_s0,
     "clashing": lambda: program(Clashing(), [TensorSpec("relu", (2, 6))], ["linear"]),
     "svd": lambda: program(Svd(), [MATRIX], ["values"]),
+    "sort": lambda: program(Function(lambda x: torch.sort(x)[0]), [MATRIX], ["sorted"]),
+    "argsort": lambda: program(Function(torch.argsort), [MATRIX], ["order"]),
+    "inverse": lambda: program(Function(lambda x: torch.linalg.inv(x + 4 * torch.eye(4))), [MATRIX], ["inverse"]),
+    "where": lambda: program(Function(lambda x: max_pool2d(x[None], 2, return_indices=True)[1]), [MATRIX], ["indices"]),
+    "relu": lambda: program(Function(torch.relu), [MATRIX], ["positive"]),
     "airy": lambda: program(Airy(), [MATRIX], ["values"]),
 }
 

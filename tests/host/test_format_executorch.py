@@ -20,8 +20,8 @@ pytest.importorskip("executorch")
 NETWORKS = ("convolution", "attention", "embedding")
 CASES = (
     *(f"{name}:fp32" for name in NETWORKS),
-    *("boundary:fp32", "weight:fp32", "attribute:fp32", "clashing:fp32"),
-    *("svd:fp32", "airy:fp32", "efficientformerv2_s0:fp32"),
+    *("boundary:fp32", "weight:fp32", "attribute:fp32", "clashing:fp32", "where:fp32"),
+    *("svd:fp32", "airy:fp32", "sort:fp32", "efficientformerv2_s0:fp32"),
 )
 CORE_ML_CASES = (
     *("convolution:fp16", "convolution:fp32", "embedding:fp16", "boundary:fp32", "weight:fp32", "attribute:fp32"),
@@ -119,6 +119,7 @@ def test_idle_passes_make_no_difference(made: Converted, tmp_path: Path) -> None
     [
         ("svd", "aten.linalg_svd.default", "format_programs.py:", "torch.linalg.svd(matrix)"),
         ("airy", "aten.special_airy_ai.default", "convert_programs.py:", "torch.special.airy_ai(self.linear(matrix))"),
+        ("sort", "aten.sort.default", "convert_programs.py:", "torch.sort"),  # known to the converter, but no kernel
     ],
 )
 def test_an_unsupported_operator_is_named_with_its_line(

@@ -18,7 +18,7 @@ NETWORKS = ("convolution", "attention", "embedding")
 CASES = (
     *(f"{name}:{recipe}" for name in NETWORKS for recipe in ("fp32", "fp16")),
     *("boundary:fp32", "weight:fp32", "attribute:fp32", "beyond_half:fp16", "clashing:fp32"),
-    *("svd:fp32", "airy:fp32", "efficientformerv2_s0:fp32"),
+    *("svd:fp32", "airy:fp32", "sort:fp32", "argsort:fp32", "inverse:fp32", "where:fp32", "efficientformerv2_s0:fp32"),
 )
 
 
@@ -143,6 +143,26 @@ def test_an_unsupported_operator_is_named_with_its_line(
     first, second = made.error(f"{name}.fp32").splitlines()
     assert first == f"LiteRT has no operator for {operator}."
     assert file in second and code in second
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "reason"),
+    [
+        ("sort", "aten.sort", None),  # litert-torch writes an operator that no kernel executes
+        ("where", "aten.max_pool2d_with_indices", None),  # litert-torch gives zeros for the indices
+        ("argsort", "aten.argsort", "comparator block argument"),
+        ("inverse", "aten.linalg_inv", "Number of input tokens"),
+    ],
+)
+def test_what_the_converter_gets_wrong_is_refused(
+    made: Converted, name: str, operator: str, reason: str | None
+) -> None:
+    first, *rest = made.error(f"{name}.fp32").splitlines()
+    assert first.startswith(f"LiteRT has no operator for {operator}.")
+    assert "convert_programs.py:" in rest[-1]
+    if reason:
+        assert f"in this form: {reason}" in rest[0]
+    assert not made.path(f"{name}.fp32").exists()
 
 
 def test_damage(made: Converted, tmp_path: Path) -> None:
