@@ -338,6 +338,7 @@ class TestFoldScale:
             lambda m, x: torch.div(m.layer(x), 3, rounding_mode="floor"),
             lambda m, x: m.layer(x) * torch.tensor(float("inf")),
             lambda m, x: m.layer(x).double() * 0.3,
+            lambda m, x: m.layer(x) * m.column[:1, :, None, None],  # one number, and an axis more
         ],
     )
     def test_left_alone(self, kept: Callable[[Fn, Tensor], Tensor]) -> None:
@@ -346,6 +347,10 @@ class TestFoldScale:
         )
         unchanged = rewrite(module, [TOKENS], FoldConstants).operators
         assert rewrite(module, [TOKENS], FoldConstants, FoldScale).operators == unchanged
+
+    def test_a_scale_of_channels_and_rows_stays(self) -> None:
+        module = Fn(lambda m, x: m.conv(x) * m.grid, conv=nn.Conv2d(6, 6, 1), grid=torch.ones(6, 8, 1))
+        assert rewrite(module, [IMAGE], FoldScale).changed == 0
 
 
 def pair(function: Callable[..., object], left: nn.Module, right: nn.Module) -> Fn:
@@ -386,6 +391,7 @@ class TestMergeParallel:
             (nn.Conv2d(6, 6, 3, padding=2, dilation=2), nn.Conv2d(6, 6, 3, padding=1)),
             (nn.Conv2d(6, 6, (3, 1), padding=(1, 0)), nn.Conv2d(6, 6, (1, 3), padding=(0, 1))),
             (nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 1, 3, padding=1)),  # broadcast
+            (nn.Conv2d(6, 6, 5), nn.Conv2d(6, 6, 1, stride=2)),
             (nn.Conv2d(6, 6, 3, padding="same"), nn.Conv2d(6, 6, 1)),
             (nn.Conv2d(6, 6, 2, stride=2), nn.Conv2d(6, 6, 2, stride=2, padding=1, dilation=2)),
             (nn.ConvTranspose2d(6, 6, 1), nn.ConvTranspose2d(6, 6, 1)),
@@ -431,15 +437,17 @@ class TestMergeParallel:
             (nn.AvgPool2d(2, 2), nn.Conv2d(6, 6, 3, stride=2, padding=1)),
             (lambda x: x[:, :, 1::2, ::2], nn.Conv2d(6, 6, 3, stride=2, padding=1)),
             (lambda x: x[:, :, ::2, :4], nn.Conv2d(6, 6, 3, stride=2, padding=1)),
-            (lambda x: x[:, :, :8:2, ::2], nn.Conv2d(6, 6, 4, stride=2, padding=1)),  # 4 x 4, centre beside the taps
+            (lambda x: x[:, :, ::2, ::2], nn.Conv2d(6, 6, 5)),
             (lambda x: x[:, :, ::2, ::2], nn.Conv2d(6, 1, 3, stride=2, padding=1)),
-            (lambda x: x[:, :, ::2, ::2], nn.Conv2d(6, 6, 3, stride=2, padding=2)),
+            (lambda x: x[:, :, ::2, ::2], nn.Conv2d(6, 6, 2, stride=2, padding=1, dilation=2)),  # between the taps
+            (lambda x: x.sin()[:, :, ::2, ::2], nn.Conv2d(6, 6, 3, stride=2, padding=1)),
         ],
     )
-    def test_other_subsampling(self, subsample: Callable[[Tensor], Tensor], conv: nn.Module) -> None:
-        def function(m: Fn, x: Tensor) -> Tensor:
-            result: Tensor = m.conv(x)
-            part = subsample(x)
-            return result[..., : part.shape[2], : part.shape[3]] + part
+    def test_other_subsampling_stays(self, subsample: Callable[[Tensor], Tensor], conv: nn.Module) -> None:
+        module = Fn(lambda m, x: m.conv(x) + subsample(x), conv=conv)
+        assert rewrite(module, [IMAGE], MergeParallel).operators["add.Tensor"] == 1
 
-        rewrite(Fn(function, conv=conv), [IMAGE], MergeParallel)
+    def test_subsampling_beside_an_even_kernel(self) -> None:
+        conv = nn.Conv2d(6, 6, 4, stride=2, padding=1)
+        seen = rewrite(Fn(lambda m, x: x[:, :, ::2, ::2] + m.conv(x), conv=conv), [IMAGE], MergeParallel)
+        assert seen.operators == {"conv2d.default": 1}
