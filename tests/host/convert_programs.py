@@ -121,7 +121,6 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "argsort": lambda: program(Function(torch.argsort), [MATRIX], ["order"]),
     "inverse": lambda: program(Function(lambda x: torch.linalg.inv(x + 4 * torch.eye(4))), [MATRIX], ["inverse"]),
     "where": lambda: program(Function(lambda x: max_pool2d(x[None], 2, return_indices=True)[1]), [MATRIX], ["indices"]),
-    "relu": lambda: program(Function(torch.relu), [MATRIX], ["positive"]),
     "airy": lambda: program(Airy(), [MATRIX], ["values"]),
 }
 

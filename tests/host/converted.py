@@ -33,7 +33,7 @@ class Converted:
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"
 
     def path(self, case: str) -> Path:
         """The file of NAME.RECIPE."""

@@ -18,11 +18,8 @@ from handheld.export.metrics import Array
 pytest.importorskip("executorch")
 
 NETWORKS = ("convolution", "attention", "embedding")
-CASES = (
-    *(f"{name}:fp32" for name in NETWORKS),
-    *("boundary:fp32", "weight:fp32", "attribute:fp32", "clashing:fp32", "where:fp32"),
-    *("svd:fp32", "airy:fp32", "sort:fp32", "efficientformerv2_s0:fp32"),
-)
+SUPPORTED = (*NETWORKS, "boundary", "weight", "attribute", "clashing", "where", "efficientformerv2_s0")
+CASES = tuple(f"{name}:fp32" for name in (*SUPPORTED, "svd", "airy", "sort"))
 CORE_ML_CASES = (
     *("convolution:fp16", "convolution:fp32", "embedding:fp16", "boundary:fp32", "weight:fp32", "attribute:fp32"),
     "svd:fp16",
@@ -48,10 +45,9 @@ def execute(path: Path, signature: Signature, inputs: Mapping[str, Array]) -> Ma
     return {spec.name: output.numpy() for spec, output in zip(signature.outputs, outputs, strict=True)}
 
 
-@pytest.mark.parametrize(
-    "case", [case.replace(":", ".") for case in CASES if case.split(":")[0] not in ("svd", "airy")]
-)
-def test_computes_what_the_model_does(made: Converted, case: str) -> None:
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_computes_what_the_model_does(made: Converted, name: str) -> None:
+    case = f"{name}.fp32"
     made.assert_right(case, execute)
     signature, inspection = made.signature(case), made.target.inspect(made.path(case))
     assert signature.casts == {}
@@ -97,6 +93,13 @@ def test_fingerprint(fixture: str, request: pytest.FixtureRequest, tmp_path: Pat
     assert len({made.fingerprint(case) for case in cases}) == len(cases)
 
 
+def test_a_program_without_constants_and_delegates_is_read(made: Converted) -> None:
+    path = made.path("where.fp32")
+    inspection = made.target.inspect(path)
+    assert inspection.outside_delegate["aten::max_pool2d_with_indices.out"] == 1
+    assert (inspection.delegates, inspection.weights) == ({}, {})
+
+
 def test_idle_passes_make_no_difference(made: Converted, tmp_path: Path) -> None:
     """Lowered with every pass of XNNPACK's, the file is the same to the byte."""
     program = (
@@ -119,7 +122,12 @@ def test_idle_passes_make_no_difference(made: Converted, tmp_path: Path) -> None
     [
         ("svd", "aten.linalg_svd.default", "format_programs.py:", "torch.linalg.svd(matrix)"),
         ("airy", "aten.special_airy_ai.default", "convert_programs.py:", "torch.special.airy_ai(self.linear(matrix))"),
-        ("sort", "aten.sort.default", "convert_programs.py:", "torch.sort"),  # known to the converter, but no kernel
+        (
+            "sort",
+            "aten.sort.default",
+            "convert_programs.py:",
+            "self.function(matrix)",
+        ),  # known to the converter, but no kernel
     ],
 )
 def test_an_unsupported_operator_is_named_with_its_line(
