@@ -25,7 +25,7 @@ class DecomposeAttention(LocalRewrite):
         mask = arguments["attn_mask"]
         known = mask is None or graph.dtype(mask).is_floating_point or graph.constant(mask) is not None
         batches = {graph.shape(arguments[name])[:-2] for name in ("query", "key", "value")}
-        if arguments["dropout_p"] or arguments["enable_gqa"] or not known or len(batches) != 1:
+        if arguments["dropout_p"] or not known or len(batches) != 1:
             return None
         return lambda: _decompose(node)
 

@@ -1,6 +1,5 @@
 """Computes once, at export, whatever does not depend on the model's inputs."""
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from handheld.export.rewrites import graph
@@ -49,14 +48,7 @@ class FoldConstants(Rewrite):
 
 
 def _computable(node: "Node") -> bool:
-    import torch
-
-    if node.target is operator.getitem:
-        return True
-    if not graph.operator(node) or node.is_impure():
-        return False
-    target: Any = node.target
-    return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    return bool(graph.operator(node)) and not node.is_impure()  # random operators and those that write are impure
 
 
 def _size(val: Any) -> int:

@@ -175,6 +175,7 @@ class TestFoldBatchNorm:
         [
             (nn.Linear(6, 5), lambda x: x, TOKENS),  # the channels of the norm are the linear's rows
             (nn.Linear(6, 5), lambda x: x.reshape(2, 5, 5), TOKENS),
+            (nn.Conv2d(6, 10, 1), lambda x: x.reshape(2, 5, 16, 8), IMAGE),
             (nn.Conv2d(6, 5, 1), lambda x: x.relu(), IMAGE),
             (nn.Conv2d(6, 8, 1), lambda x: x.transpose(1, 2)[:, :5].transpose(1, 2)[:, :5], IMAGE),
         ],

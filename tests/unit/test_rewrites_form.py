@@ -158,7 +158,7 @@ class TestPlainViews:
             lambda x: x.unsqueeze(1),
             lambda x: x[:1].squeeze(0),
             lambda x: x.flatten(1, 2),
-            lambda x: x.select(1, -2) + x[:, 3],
+            lambda x: x.select(1, -1) + x[:, 3],
             lambda x: torch.cat([part * (i + 1) for i, part in enumerate(x.unbind(1))], 1),
             lambda x: x.chunk(4, -1)[1] + x.chunk(4, -1)[3],
             lambda x: torch.cat(x.split([1, 3, 2], 1)[::-1], 1),
@@ -276,6 +276,7 @@ class TestOutOfPlace:
         "write",
         [
             lambda m, x: (y := m.conv(x)).relu() + y.view(-1).neg_().view_as(y),  # of a view
+            lambda m, x: (y := m.conv(x)).view(-1) + y.relu_().view(-1),  # seen by an earlier view
             lambda m, x: F.dropout(m.conv(x), 0.5, False).relu_(),  # dropout hands its input on
             lambda m, x: m.conv(x)[:, :2].relu_(),
             lambda m, x: m.conv(x).sin().add_(torch.ones(1, dtype=torch.float64)),  # keeps its own dtype
