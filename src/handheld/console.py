@@ -52,7 +52,7 @@ def show_table(
         out.print(title, style="bold", soft_wrap=True)
     out.print(made)
     if caption:
-        out.print(caption, style="dim", soft_wrap=True)
+        out.print(caption, style="dim", soft_wrap=not out.is_terminal)
     out.print()
 
 
