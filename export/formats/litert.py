@@ -54,7 +54,9 @@ class LiteRT(Format):
         try:
             model = litert_torch.convert(_named(program), sample_kwargs=example)
         except Exception as error:  # RuntimeError, ValueError, AssertionError, jax's own
-            raise _explained(program, error) from error
+            if blamed := _blamed(program, error):
+                raise blamed from error
+            raise
         model.export(str(destination))
         if missing := _without_kernel(destination):
             destination.unlink()
@@ -87,8 +89,8 @@ def _indices_of_pooling(program: "Program") -> "list[Node]":
     return [node for node in pooling if any(use.target is operator.getitem and use.args[1] == 1 for use in node.users)]
 
 
-def _explained(program: "Program", error: Exception) -> Exception:
-    """The error that names the operator to blame, or `error` itself if there is none."""
+def _blamed(program: "Program", error: Exception) -> UnsupportedOperatorError | None:
+    """The error that names the operator that `error` is about, or None."""
     text = str(error)
     if missing := _MISSING.findall(text):
         return blame(LiteRT.title, program, missing)
@@ -104,7 +106,7 @@ def _explained(program: "Program", error: Exception) -> Exception:
     if blamed:
         names = sorted({str(node.target) for node in blamed})
         return UnsupportedOperatorError(LiteRT.title, names, [reason, *filter(None, [lines[blamed[0]]])])
-    return error
+    return None
 
 
 def _without_kernel(path: Path) -> list[str]:
