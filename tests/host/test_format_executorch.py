@@ -93,13 +93,6 @@ def test_fingerprint(fixture: str, request: pytest.FixtureRequest, tmp_path: Pat
     assert len({made.fingerprint(case) for case in cases}) == len(cases)
 
 
-def test_a_program_without_constants_and_delegates_is_read(made: Converted) -> None:
-    path = made.path("where.fp32")
-    inspection = made.target.inspect(path)
-    assert inspection.outside_delegate["aten::max_pool2d_with_indices.out"] == 1
-    assert (inspection.delegates, inspection.weights) == ({}, {})
-
-
 def test_idle_passes_make_no_difference(made: Converted, tmp_path: Path) -> None:
     """Lowered with every pass of XNNPACK's, the file is the same to the byte."""
     program = (
