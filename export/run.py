@@ -22,7 +22,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from handheld import __version__
-from handheld.errors import HandheldError
+from handheld.errors import HandheldError, missing_extra
 from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
 from handheld.export.child import PROGRAM_RECORD, REPLY, REQUEST
@@ -222,6 +222,8 @@ class _Run:
         )
 
     def _traced(self, key: str | None) -> Path:
+        if not versions.installed(("torch",)):
+            raise missing_extra("tracing a model", "all", "torch")
         self.progress("trace", "started")
         request = self.request
         task = child.TraceRequest(model=request.model, layout=request.layout, bake=request.bake)
