@@ -31,7 +31,9 @@ STYLES = {
 def console(*, stderr: bool = False) -> Console:
     """A console that wraps and colours only on a terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False, markup=False)
+    return Console(
+        stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False, markup=False
+    )
 
 
 def styled(text: str) -> Text:
