@@ -100,8 +100,13 @@ def _how_checked(cells: Sequence[CheckCell]) -> str:
         return ""
     return (
         f"PSNR: the worst of {ran[0].parity.cases} golden inputs, range = largest magnitude of the reference "
-        f"({ran[0].reference}); weights: {ran[0].weights}; basis: {ran[0].basis}"
+        f"({ran[0].reference}); weights: {ran[0].weights}; basis: {ran[0].basis}; "
+        f"{_versions(version for cell in ran for version in cell.runtime_versions.items())}"
     )
+
+
+def _versions(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(set(pairs)))
 
 
 def show_bench(out: Console, done: BenchReport) -> None:
@@ -142,7 +147,8 @@ def _how_measured(done: BenchReport) -> str:
     device = measured[0].device
     return (
         f"medians with bootstrap intervals, profile {done.profile}; {device.processor or device.name}, {device.cores} "
-        f"cores, {device.os}. Measured on this host: they say nothing of a phone."
+        f"cores, {device.os}; {_versions(version for m in measured for version in m.runtime_versions.items())}. "
+        "Measured on this host: they say nothing of a phone."
     )
 
 
