@@ -130,14 +130,16 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     """Leave the artifact in `folder`."""
     target = _format(request.format)
     from handheld.export import rewrites
+    from handheld.export.formats.overhead import without_overhead
     from handheld.export.program import Program
     from handheld.export.stages import stage_of
 
-    program = Program.load(request.program / PROGRAM)
-    rewritten, counts = rewrites.apply(program, request.format)
-    stage = stage_of("rewritten", rewritten, request.program)
     artifact = folder / request.artifact
-    signature = target.convert(rewritten, request.recipe, artifact, request.options)
+    with without_overhead():
+        program = Program.load(request.program / PROGRAM)
+        rewritten, counts = rewrites.apply(program, request.format)
+        stage = stage_of("rewritten", rewritten, request.program)
+        signature = target.convert(rewritten, request.recipe, artifact, request.options)
     converted = Converted(
         signature=signature,
         inspection=target.inspect(artifact),

@@ -91,14 +91,17 @@ def _problem(path: Path) -> str | None:
     """What is wrong with a file's head or size; None if nothing is.
 
     ExecuTorch's schema/extended_header.h: flatbuffer root offset, "ET" and two digits, then "eh00", the header's
-    length, and three u64: the program's size, where the segments begin, and their size.
+    length, and three u64: the program's size, where the segments begin, and their size. A program without segments
+    (neither constants nor delegates) has no such header, and nothing else that tells its size.
     """
     with path.open("rb") as file:
         head = file.read(40)
     if head[4:6] != b"ET" or not head[6:8].isdigit():
         return "it does not begin as an ExecuTorch program does."
-    if head[8:12] != b"eh00" or len(head) < 40:
-        return "its extended header is missing."
+    if head[8:12] != b"eh00":
+        return None
+    if len(head) < 40:
+        return "its extended header is cut short."
     (length,) = struct.unpack_from("<I", head, 12)
     program_size, segments_at, segments_size = struct.unpack_from("<QQQ", head, 16)
     expected = max(program_size, segments_at + segments_size if length >= 32 else 0)

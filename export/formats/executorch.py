@@ -10,6 +10,7 @@ from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted
 from handheld.export.formats.reading import reading
+from handheld.export.formats.written_out import scaled_sums, tanh_gelu, typed_means
 from handheld.export.program import Program
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType
@@ -105,6 +106,11 @@ class ExecuTorchCoreML(_PTE):
     blocked_imports: ClassVar[tuple[str, ...]] = ("tensorflow", "xgboost", "libsvm", "sklearn")
     memory_factor: ClassVar[float] = 4.0
     memory_base_bytes: ClassVar[int] = 500 * 2**20
+
+    def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
+        # What coremltools converts silently wrong: see export/formats/coreml.py.
+        exported = program.exported.run_decompositions({**scaled_sums(), **tanh_gelu(), **typed_means()})
+        return super()._lowered(Program(exported, program.inputs, program.outputs), recipe, options)
 
     def _partitioner(self, program: Program, recipe: Recipe, options: Options) -> Any:
         import coremltools

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from converted import Converted
 
+from handheld import runtimes
 from handheld.export.formats.base import Signature
 from handheld.export.formats.executorch import ExecuTorch, ExecuTorchCoreML
 from handheld.export.formats.flatbuffer import Reader, Schema
 from handheld.export.metrics import Array
+from handheld.models.spec import TensorSpec
 
 pytest.importorskip("executorch")
 
@@ -173,3 +176,20 @@ def test_schema_reader_takes_nothing_that_it_cannot_read(tmp_path: Path) -> None
 
 def test_fp16_is_refused_with_a_reason() -> None:
     assert "fp16" not in ExecuTorch.recipes and "XNNPACK" in ExecuTorch.unavailable["fp16"]
+
+
+def test_a_program_without_segments_has_no_extended_header_and_is_loaded(tmp_path: Path) -> None:
+    """`where(x > y, x, y)` without a delegate: neither constants nor delegates, so nothing says the file's size."""
+    script = (
+        "import sys, torch; from executorch.exir import to_edge_transform_and_lower as lower;"
+        "larger = type('M', (torch.nn.Module,), {'forward': lambda self, x, y: (torch.where(x > y, x, y),)})();"
+        "exported = torch.export.export(larger, (torch.ones(2), torch.ones(2)));"
+        "lower(exported, partitioner=[]).to_executorch().write_to_file(open(sys.argv[1], 'wb'))"
+    )
+    path = tmp_path / "larger.pte"
+    subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, check=True)
+    assert path.read_bytes()[8:12] != b"eh00"
+    x, y, larger = (TensorSpec(name, (2,)) for name in ("x", "y", "larger"))
+    session = runtimes.for_format("executorch").load(path, Signature(inputs=(x, y), outputs=(larger,)))
+    inputs = {"x": np.array([1, 5], np.float32), "y": np.array([2, 3], np.float32)}
+    assert session.run(inputs)["larger"].tolist() == [2, 5]
