@@ -9,7 +9,8 @@ from importlib.metadata import entry_points
 from handheld.errors import unknown
 from handheld.runtimes.base import Runtime, Session
 from handheld.runtimes.coreai import CoreAI
-from handheld.runtimes.coreml import CoreML
+from handheld.runtimes.coreml.apple import CoreML
+from handheld.runtimes.coreml.reference import CoreMLReference
 from handheld.runtimes.eager import Eager
 from handheld.runtimes.executorch import ExecuTorch, ExecuTorchCoreML
 from handheld.runtimes.litert import LiteRT
@@ -29,6 +30,7 @@ RUNTIMES: dict[str, Runtime] = {
         ExecuTorchCoreML(),
         CoreAI(),
         CoreML(),
+        CoreMLReference(),
         Eager(),
         Null(),
     )
@@ -48,12 +50,13 @@ def get(name: str) -> Runtime:
 
 
 def for_format(format_name: str) -> Runtime:
-    """The runtime that executes files of a format, ours first. Raises `HandheldError` if there is none."""
+    """The runtime that executes files of a format: of several, the first that can run here, ours before others'.
+
+    Raises `HandheldError` if there is none.
+    """
     theirs = [name for name in entry_points(group=ENTRY_POINTS).names if name not in RUNTIMES]
-    available: list[str] = []
-    for name in [*RUNTIMES, *sorted(theirs)]:
-        runtime = get(name)
-        if format_name in runtime.formats:
-            return runtime
-        available += runtime.formats
-    raise unknown("format", format_name, available)
+    known = [get(name) for name in [*RUNTIMES, *sorted(theirs)]]
+    fitting = [runtime for runtime in known if format_name in runtime.formats]
+    if not fitting:
+        raise unknown("format", format_name, dict.fromkeys(name for runtime in known for name in runtime.formats))
+    return next((runtime for runtime in fitting if not runtime.why_not()), fitting[0])

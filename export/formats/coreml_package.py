@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from handheld.errors import HandheldError, missing_extra
+from handheld.errors import HandheldError, missing_extra, unknown
 from handheld.export.formats.base import Inspection
 from handheld.export.formats.fingerprint import Fact, Fingerprint
 from handheld.export.formats.walk import post_order
@@ -51,24 +51,37 @@ def schema(name: str) -> ModuleType:
 
 
 class Package:
-    """An opened ML program. `model` is the protobuf message, `block` the body of its function `main`.
+    """An opened ML program, from a `.mlpackage` or from an `.mlmodel` file with its weights beside it.
 
-    Raises `HandheldError` if anything that the program names is not there.
+    `model` is the protobuf message, `function` one of its functions (its default one), `block` that one's body,
+    `description` what it says of its inputs, outputs and state. Raises `HandheldError` if anything that the program
+    names is not there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, function: str | None = None) -> None:
         self.path = path
         self._files: dict[str, memoryview] = {}
-        self._root = self._root_file()
+        self._root = self._root_file() if path.is_dir() else path
         self.model: Any = self._parsed(self._root)
         kind = self.model.WhichOneof("Type")
         if kind != "mlProgram":
-            raise self.broken(f"expected an ML program, came {kind or 'no model'}")
-        function = self.model.mlProgram.functions.get(FUNCTION)
-        if function is None or function.opset not in function.block_specializations:
-            raise self.broken(f"its program has no function {FUNCTION!r}")
-        self.function: Any = function
-        self.block: Any = function.block_specializations[function.opset]
+            raise HandheldError(
+                f"{path} holds {kind or 'no model'}; handheld takes ML programs only.",
+                hint='Convert with coremltools\' convert_to="mlprogram" (iOS 15 and later).',
+            )
+        name = function or self.model.description.defaultFunctionName or FUNCTION
+        functions = self.model.mlProgram.functions
+        # Protobuf's maps make what they are asked for.
+        if name not in functions or functions[name].opset not in functions[name].block_specializations:
+            raise (
+                unknown("function", name, sorted(functions))
+                if function
+                else self.broken(f"its program has no function {name!r}")
+            )
+        self.function: Any = functions[name]
+        self.block: Any = self.function.block_specializations[self.function.opset]
+        described = {described.name: described for described in self.model.description.functions}
+        self.description: Any = described.get(name, self.model.description)
 
     def broken(self, reason: str) -> HandheldError:
         """The error for a package that cannot be read, with its path and what to do."""
@@ -84,7 +97,7 @@ class Package:
                 yield from self.operations(nested)
 
     def blob(self, value: Any) -> memoryview:
-        """The bytes of a constant that lies in a weight file; mapped, not read."""
+        """The bytes of a constant that lies in a weight file; mapped, not read. Writing to them changes no file."""
         name, start = value.blobFileValue.fileName, value.blobFileValue.offset
         file = self._file(name)
         if start + BLOB.size > len(file):
@@ -95,13 +108,16 @@ class Package:
         return file[offset : offset + size]
 
     def _root_file(self) -> Path:
-        if not self.path.is_dir():
-            raise self.broken("it is no folder")
         try:
             manifest = json.loads((self.path / "Manifest.json").read_bytes())
             relative = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
             return self._inside(self.path / "Data", relative)
         except FileNotFoundError:
+            if (self.path / "coremldata.bin").exists():
+                raise HandheldError(
+                    f"{self.path} is compiled (.mlmodelc), which only Apple's runtime reads.",
+                    hint="Take the .mlpackage that it was compiled from.",
+                ) from None
             raise self.broken("it has no Manifest.json") from None
         except (ValueError, KeyError, TypeError):
             raise self.broken("its Manifest.json names no model") from None
@@ -121,7 +137,7 @@ class Package:
             file = self._inside(self._root.parent, name.removeprefix("@model_path/"))
             try:
                 with file.open("rb") as opened:
-                    self._files[name] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+                    self._files[name] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
             except (OSError, ValueError):
                 raise self.broken(f"{name} is missing or empty") from None
         return self._files[name]
@@ -139,8 +155,8 @@ def inspect(path: Path) -> Inspection:
     counts = Counter(operation.type for operation in package.operations() if operation.type != "const")
     fingerprint = _Fingerprinted(package).hexdigest()
     return Inspection(
-        inputs=tuple(_declared(package, feature) for feature in package.model.description.input),
-        outputs=tuple(_declared(package, feature) for feature in package.model.description.output),
+        inputs=tuple(_declared(package, feature) for feature in package.description.input),
+        outputs=tuple(_declared(package, feature) for feature in package.description.output),
         operators=dict(sorted(counts.items())),
         weights=_weight_bytes(package),
         fingerprint=fingerprint,
@@ -189,7 +205,7 @@ class _Fingerprinted:
         self._constants: dict[str, str] = {}
         model = package.model
         self._hash.feed(model.specificationVersion, package.function.opset)
-        for feature in (*model.description.input, *model.description.output):
+        for feature in (*package.description.input, *package.description.output):
             self._hash.feed(feature.name, _message(feature.type))
         self._block(package.block, package.function.inputs)
 

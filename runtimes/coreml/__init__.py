@@ -1,77 +1,51 @@
-"""Core ML: Apple's, through coremltools, on macOS. Elsewhere it says why not."""
+"""Core ML programs on any machine: `open_package` loads and runs one, `enable` lets coremltools' own `predict` do so.
 
-import sys
-from collections.abc import Sequence
+What runs them is PyTorch on the CPU. It is the numerics of the program, every result rounded as the program declares;
+it is not the scheduling, the speed or the rounding of a given Apple chip. On macOS, `handheld` itself uses Apple's
+runtime (`handheld.runtimes.coreml.apple`).
+"""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from handheld.export.formats.base import Signature
-from handheld.runtimes.base import Array, ComputeUnit, Runtime, Session
+from handheld.runtimes.coreml.settings import Settings
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from handheld.runtimes.coreml.model import Model
 
-COMPUTE_UNITS: dict[ComputeUnit, str] = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "npu": "CPU_AND_NE", "all": "ALL"}
-"""Ours -> coremltools' `ComputeUnit`. Core ML may always fall back to the CPU for a part of a network."""
+__all__ = ["Settings", "disable", "enable", "open_package"]
 
 
-class CoreMLSession(Session):
-    """A loaded `.mlpackage`.
+def open_package(
+    path: "str | Path | Any",
+    function_name: str | None = None,
+    compute_units: Any = None,  # noqa: ARG001
+    settings: Settings | None = None,
+) -> "Model":
+    """Load an ML program: a `.mlpackage`, an `.mlmodel`, or coremltools' `MLModel` object.
 
-    Core ML has no scalars: they go in and come out with shape (1,). An image input takes a picture, which is made of
-    the uint8 array, of layout NHWC or NCHW and batch 1, in the timed call.
+    `function_name` is for programs of several functions. `compute_units` is taken for the sake of callers written for
+    Apple's runtime, and means nothing here. Raises `CoreMLError`, which is a `RuntimeError`, if the file is not whole
+    or has something that is not executed: all of that is listed at once.
     """
+    from handheld.runtimes.coreml.model import Model
 
-    def __init__(self, model: Any, signature: Signature) -> None:
-        super().__init__(signature)
-        self._model = model
-        types = {feature.name: feature.type for feature in model.get_spec().description.input}
-        self._images = {
-            name: (type.imageType.height, type.imageType.width)
-            for name, type in types.items()
-            if type.WhichOneof("Type") == "imageType"
-        }
-
-    def _run(self, inputs: list[Array]) -> Sequence[Array]:
-        named = zip(self.signature.inputs, inputs, strict=True)
-        outputs = self._model.predict({spec.name: self._fed(spec.name, array) for spec, array in named})
-        arrays = [np.asarray(outputs[spec.name]) for spec in self.signature.outputs]
-        scalars = [spec.shape == () for spec in self.signature.outputs]
-        return [a.reshape(()) if scalar and a.size == 1 else a for a, scalar in zip(arrays, scalars, strict=True)]
-
-    def _fed(self, name: str, array: Array) -> "Array | Image":
-        return picture(array, *self._images[name]) if name in self._images else np.atleast_1d(array)
+    return Model(Path(getattr(path, "package_path", path)), function_name or None, settings or Settings())
 
 
-def picture(array: Array, height: int, width: int) -> "Image":
-    """A picture of `height` x `width` from uint8 1xHxWxC or 1xCxHxW, with one channel or three."""
-    from PIL import Image
+def enable(settings: Settings | None = None) -> None:
+    """Make `predict`, `make_state` and stateful `predict` of coremltools' `MLModel` work on this machine.
 
-    pixels = array[0] if array.shape[1:3] == (height, width) else array[0].transpose(1, 2, 0)
-    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+    For models that are loaded or converted from now on, until `disable`. Nothing else believes itself on macOS. Does
+    nothing where Apple's own runtime is.
+    """
+    from handheld.runtimes.coreml import dropin
+
+    dropin.enable(settings or Settings())
 
 
-class CoreML(Runtime):
-    """Apple's Core ML on macOS. The number of threads cannot be set."""
+def disable() -> None:
+    """Undo `enable`. Models that were loaded meanwhile keep what they have."""
+    from handheld.runtimes.coreml import dropin
 
-    name = "coreml"
-    formats = ("coreml",)
-    extra = "coreml"
-    modules = ("coremltools",)
-    distributions = ("coremltools",)
-    bundle = True
-    compute_units = tuple(COMPUTE_UNITS)
-
-    def why_not(self) -> str | None:
-        """See `Runtime.why_not`."""
-        if sys.platform != "darwin":
-            return "Core ML runs on macOS only, and handheld has no reference runtime of its own for it yet."
-        return super().why_not()
-
-    def _load(self, path: Path, signature: Signature, _threads: int, unit: ComputeUnit) -> Session:
-        import coremltools
-
-        units = getattr(coremltools.ComputeUnit, COMPUTE_UNITS[unit])
-        return CoreMLSession(coremltools.models.MLModel(str(path), compute_units=units), signature)
+    dropin.disable()

@@ -11,10 +11,11 @@ they are.
 """
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -43,8 +44,8 @@ class StateCell:
     tensor: Tensor
 
 
-Value = Tensor | str | TensorList | StateCell | Tensors
-"""What a name stands for while a program runs. Scalars are tensors of rank 0; a tuple of strings is not supported."""
+Value = Union[Tensor, str, TensorList, StateCell, tuple["Value", ...], dict[Any, float]]  # noqa: UP007 it is recursive
+"""What a name stands for while a program runs. Scalars are tensors of rank 0; a dictionary holds probabilities."""
 
 Block = Callable[[Sequence[Value]], list[Value]]
 """A nested block: what its inputs are given, what it returns."""
@@ -52,7 +53,7 @@ Block = Callable[[Sequence[Value]], list[Value]]
 
 @dataclass(frozen=True)
 class Declared:
-    """The type that a program declares of a value; None is an unknown size, or in place of the shape an unknown rank."""
+    """The type that a program declares of a value. None is an unknown size or, as the shape, an unknown rank."""
 
     dtype: torch.dtype
     shape: tuple[int | None, ...] | None
@@ -138,3 +139,14 @@ def python_value(value: Value, form: Any) -> Any:
         kind = typing.get_args(form)[0]
         return tuple(kind(item) for item in value.reshape(-1).tolist())
     return value
+
+
+LARGEST = 2**31
+"""So many elements no tensor of a network for a phone has; a file may ask for more."""
+
+
+def bounded(*shape: int) -> tuple[int, ...]:
+    """A shape that a file asks for: refused if a size is negative or there would be more than `LARGEST` elements."""
+    if any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
+        raise ValueError(f"the shape {shape} is not possible here")
+    return shape

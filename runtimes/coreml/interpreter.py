@@ -1,0 +1,219 @@
+"""Runs a bound program, operation by operation.
+
+What is declared in half precision is kept in half precision, and widened to float32 where it is computed with: the
+nearest that a CPU comes to accelerators, which store halves and accumulate wider. Every result is checked against the
+type that the program declares.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from handheld.runtimes.coreml.errors import CoreMLError
+from handheld.runtimes.coreml.operators.base import Block, Context, Declared, Tensors, Value, python_value
+from handheld.runtimes.coreml.program import Body, Expression, Key, Program, Step
+from handheld.runtimes.coreml.settings import Settings
+
+WIDER = {
+    torch.float16: torch.float32,
+    torch.int8: torch.int32,
+    torch.uint8: torch.int32,
+    torch.int16: torch.int32,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
+}
+"""What operators compute with in place of a narrow dtype."""
+
+MOVABLE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+"""The dtypes that torch cannot even move well, for operators that only move."""
+
+SMALL = 4096
+"""Constants of at most so many elements stay widened."""
+
+HALF_MAX = 65504.0
+HALF_OVERFLOWS_AT = 65520.0
+"""The smallest number that rounds to infinity in half precision."""
+
+Observer = Callable[[str, Value], None]
+"""Is told of every value by its name as it is made."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where numbers stopped being finite although all that went in was.
+
+    `largest` is the largest finite magnitude before rounding, or infinity.
+    """
+
+    operation: str
+    operator: str
+    kind: Literal["overflow", "inf", "nan"]
+    count: int
+    largest: float
+
+    def __str__(self) -> str:
+        what = {"overflow": "past 65504, the largest half", "inf": "infinite", "nan": "not a number"}[self.kind]
+        return f"{self.operator} {self.operation!r}: {self.count} values {what} (largest finite {self.largest:g})"
+
+
+@dataclass
+class Run:
+    """One call of a program."""
+
+    program: Program
+    settings: Settings
+    cache: dict[int, Value]
+    """Constants that stay in the form that operators want, over calls."""
+    observe: Observer | None = None
+    findings: list[Finding] = field(default_factory=list)
+    spoilt: set[str] = field(default_factory=set)
+    """Names of values that are not finite."""
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator()
+        self._generator.seed()
+
+    def __call__(self, inputs: dict[str, Value]) -> list[Value]:
+        """The function's outputs, in order."""
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.dtype.is_floating_point and not bool(value.isfinite().all()):
+                self.spoilt.add(name)
+                self.findings.append(finding(name, "input", value, float("inf")))
+        return self._body(self.program.body, dict(inputs))
+
+    def _body(self, body: Body, scope: dict[str, Value]) -> list[Value]:
+        for step in body.steps:
+            for (name, _), value in zip(step.outputs, self._step(step, scope), strict=True):
+                scope[name] = value
+                if self.observe:
+                    self.observe(name, value)
+            for name in step.frees:
+                del scope[name]
+        return [self._read(key, scope) for key in body.outputs]
+
+    def _block(self, body: Body, scope: dict[str, Value], operands: Sequence[Value]) -> list[Value]:
+        """A nested block, which sees what is around it."""
+        return self._body(body, scope | dict(zip(body.inputs, operands, strict=True)))
+
+    def _step(self, step: Step, scope: dict[str, Value]) -> list[Value]:
+        operator = step.operator
+        try:
+            arguments = dict(step.fixed)
+            for parameter, form, keys in step.operands:
+                if form is Tensors:
+                    arguments[parameter] = tuple(self._operand(key, scope, operator.moves) for key in keys)
+                else:
+                    arguments[parameter] = python_value(self._operand(keys[0], scope, operator.moves), form)
+            if operator.wants_context:
+                blocks: list[Block] = [partial(self._block, block, scope) for block in step.blocks]
+                declared = tuple(type or Declared(torch.bool, None) for _, type in step.outputs)
+                arguments["context"] = Context(declared, self.program.opset, tuple(blocks), self._generator)
+            results = operator.function(**arguments)
+            del arguments
+            if not isinstance(results, (tuple, list)):
+                results = (results,)
+            if len(results) != len(step.outputs):
+                raise ValueError(f"{len(results)} results for {len(step.outputs)} declared outputs")
+            return [
+                self._settled(step, name, type, value)
+                for (name, type), value in zip(step.outputs, results, strict=True)
+            ]
+        except CoreMLError:
+            raise
+        except MemoryError:
+            raise CoreMLError(f"{step.describe()}: there is not enough memory for it.") from None
+        # What torch raises when operands do not fit is one of many.
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            raise CoreMLError(f"{step.describe()}: {text[0] if text else type(error).__name__}") from error
+
+    def _read(self, key: Key, scope: dict[str, Value]) -> Value:
+        if isinstance(key, str):
+            return scope[key]
+        value = self.program.constants[key]
+        if isinstance(value, Expression):
+            return self._step(value.step, {})[value.index]
+        if isinstance(value, Tensor) and self.kept_as(value.dtype) != value.dtype:
+            return value.float()
+        return value
+
+    def _operand(self, key: Key, scope: dict[str, Value], as_it_is: bool) -> Value:
+        if as_it_is or isinstance(key, str):
+            return widened(self._read(key, scope), MOVABLE if as_it_is else WIDER)
+        if key not in self.cache:
+            value = widened(self._read(key, scope), WIDER)
+            if self.settings.expand == "use" and (not isinstance(value, Tensor) or value.numel() > SMALL):
+                return value
+            self.cache[key] = value
+        return self.cache[key]
+
+    def _settled(self, step: Step, name: str, type: Declared | None, value: Value) -> Value:
+        """A result in the dtype that is declared for it, checked."""
+        if not isinstance(value, Tensor) or type is None:
+            return value
+        expected = self.kept_as(type.dtype)
+        if type.shape is not None and not fits(value.shape, type.shape):
+            raise ValueError(f"it gives the shape {tuple(value.shape)}; the program declares {_shape(type.shape)}")
+        if kind(value.dtype) != kind(expected):
+            raise ValueError(f"it gives {value.dtype}; the program declares {type.dtype}")
+        if value.dtype.is_floating_point and value.numel():
+            self._look(step, name, value, expected)
+        return value.to(expected)
+
+    def kept_as(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which values of a declared one are kept."""
+        return torch.float32 if dtype == torch.float16 and self.settings.precision == "float32" else dtype
+
+    def _look(self, step: Step, name: str, value: Tensor, expected: torch.dtype) -> None:
+        spoilt = any(read in self.spoilt for read in step.reads())
+        if step.operator.moves:
+            if spoilt:
+                self.spoilt.add(name)
+            return
+        low, high = (float(edge) for edge in torch.aminmax(value))
+        limit = HALF_OVERFLOWS_AT if expected == torch.float16 else float("inf")
+        if -limit < low and high < limit:
+            return
+        self.spoilt.add(name)
+        if not spoilt:
+            self.findings.append(finding(step.name, step.operator.name, value, limit))
+
+
+def finding(operation: str, operator: str, value: Tensor, limit: float) -> Finding:
+    """What is wrong with values of which some are no finite numbers, or reach `limit`."""
+    nan, magnitude = value.isnan(), value.abs()
+    wrong = nan | (magnitude >= limit)
+    finite = magnitude[magnitude.isfinite()]
+    largest = float(finite.max()) if finite.numel() else float("inf")
+    name: Literal["overflow", "inf", "nan"] = (
+        "nan" if bool(nan.any()) else "overflow" if bool((magnitude.isfinite() & wrong).any()) else "inf"
+    )
+    return Finding(operation, operator, name, int(wrong.sum()), largest)
+
+
+def widened(value: Value, wider: dict[torch.dtype, torch.dtype]) -> Value:
+    """A value as operators take it."""
+    if isinstance(value, Tensor) and value.dtype in wider:
+        return value.to(wider[value.dtype])
+    return value
+
+
+def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
+    """Whether sizes are as declared."""
+    return len(shape) == len(declared) and all(
+        size is None or size == found for found, size in zip(shape, declared, strict=True)
+    )
+
+
+def kind(dtype: torch.dtype) -> str:
+    """Float, integer or boolean."""
+    return "float" if dtype.is_floating_point else "bool" if dtype == torch.bool else "integer"
+
+
+def _shape(sizes: Sequence[int | None]) -> str:
+    return f"({', '.join('?' if size is None else str(size) for size in sizes)})"
