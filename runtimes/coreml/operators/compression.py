@@ -81,7 +81,7 @@ def _unpacked(packed: Tensor, bits: int, count: int) -> Tensor:
     padded = functional.pad(packed.reshape(-1), (0, -packed.numel() % octets)).int().reshape(-1, octets)
     words = (padded << torch.arange(0, 8 * octets, 8, dtype=torch.int32)).sum(1, keepdim=True, dtype=torch.int32)
     shifted: Tensor = words >> torch.arange(0, 8 * octets, bits, dtype=torch.int32)
-    return (shifted & (2**bits - 1)).reshape(-1)[:count]
+    return (shifted & ((1 << bits) - 1)).reshape(-1)[:count]
 
 
 def _looked_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
