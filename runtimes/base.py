@@ -45,6 +45,10 @@ class Session(ABC):
             raise HandheldError(f"the runtime failed while running: {first_line(error)}") from error
         return self.unpack(outputs)
 
+    def findings(self) -> tuple[str, ...]:
+        """What the runtime saw of the last run's numbers, in words; most see nothing."""
+        return ()
+
     def pack(self, inputs: Mapping[str, Array]) -> list[Array]:
         """The checked inputs in the signature's order, in the dtypes that the file takes: C order, writable."""
         expected = {spec.name: spec for spec in self.signature.inputs}

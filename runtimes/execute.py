@@ -30,7 +30,7 @@ class Execution:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stage = "job"
-        self.measured: dict[str, Any] = {"runtime": "", "runtime_versions": {}, "outputs": (), "states": ()}
+        self.measured: dict[str, Any] = {"runtime": "", "runtime_versions": {}, "outputs": (), "states": (), "findings": ()}
         self.start_ns = time.perf_counter_ns()
 
     def result(self) -> Result:
@@ -97,6 +97,8 @@ class Execution:
             before = time.perf_counter_ns()
             outputs = session._run(packed)
             durations.append(time.perf_counter_ns() - before)
+            new = tuple(finding for finding in session.findings() if finding not in self.measured["findings"])
+            self.measured["findings"] += new
             named = session.unpack(outputs)
             if job.return_outputs:
                 self.stage = "write"

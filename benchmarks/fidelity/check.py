@@ -12,7 +12,9 @@ from pydantic import Field
 
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
+from handheld.benchmarks.fidelity import bisect as bisecting
 from handheld.benchmarks.fidelity.compare import Parity, compare
+from handheld.benchmarks.fidelity.departures import Departure
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.errors import HandheldError
 from handheld.export import files
@@ -34,7 +36,9 @@ Status = Literal["passed", "failed", "error", "not run"]
 class CheckCell(Record):
     """One artifact on one target: whether it computes what the model computes.
 
-    `altered`: the file is not the one that its manifest describes; it was compared all the same.
+    `altered`: the file is not the one that its manifest describes; it was compared all the same. `findings`: which
+    operators first gave numbers that are not finite, where the runtime tells. `departures`: which operations depart
+    from the model's own; None if nobody asked.
     """
 
     model: str
@@ -51,6 +55,8 @@ class CheckCell(Record):
     limit_db: float | None = None
     parity: Parity | None = None
     altered: bool = False
+    findings: tuple[str, ...] = ()
+    departures: tuple[Departure, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -83,11 +89,13 @@ def check(
     threads: int = 2,
     timeout: float = 600,
     only: Collection[str] | None = None,
+    bisect: bool = False,
     progress: Progress = lambda *_: None,
 ) -> CheckReport:
     """Check every artifact below `folder` on each target; with `only`, those in folders of these names.
 
-    A cell that cannot run says why; the others complete.
+    A cell that cannot run says why; the others complete. `bisect`: also find the operations that depart, in every
+    format whose values can be seen.
 
     Raises `HandheldError` if there is nothing to check, or for an unknown format or target.
     """
@@ -100,6 +108,10 @@ def check(
         for found in find(folder, only):
             progress(f"check {found.name}", "started")
             cell = _check(found, target, threads, timeout)
+            if bisect and cell.format in bisecting.FORMATS and cell.runtime:
+                progress(f"bisect {found.name}", "started")
+                cell = _bisected(cell, found, timeout)
+                progress(f"bisect {found.name}", f"{len(cell.departures or ())} departures")
             progress(f"check {found.name}", cell.status)
             cells.append(cell)
     ran = {cell.format for cell in cells if cell.status in ("passed", "failed")}
@@ -119,6 +131,16 @@ def _check(found: ArtifactFolder, target: Target, threads: int, timeout: float) 
         return _run(found, found.manifest, target, threads, timeout, cell)
     except HandheldError as error:
         return cell.model_copy(update={"reason": str(error)})
+
+
+def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCell:
+    """The cell with its departures: on the input that came out worst."""
+    worst = cell.parity.worst_case if cell.parity else 0
+    try:
+        return cell.model_copy(update={"departures": bisecting.bisect(found, worst, timeout)})
+    except HandheldError as error:
+        reason = f"not bisected: {error}"
+        return cell.model_copy(update={"reason": f"{cell.reason}; {reason}" if cell.reason else reason})
 
 
 def _run(
@@ -145,6 +167,7 @@ def _run(
             "weights": golden.record.weights,
             "limit_db": limit,
             "altered": altered,
+            "findings": result.findings,
         }
     )
     if result.error:

@@ -22,6 +22,7 @@ class Parity(Record):
     psnr_db: float
     max_error: float
     worst: str
+    worst_case: int = 0
     cases: int
     top1_agreed: int | None = None
     top1_decidable: int | None = None
@@ -29,13 +30,13 @@ class Parity(Record):
 
 def compare(pairs: Iterable[tuple[str, Named, Named]], *, classifier: bool) -> Parity:
     """Compare (case name, reference outputs, outputs) triples. `classifier`: the first output is class scores."""
-    psnr, error, worst, cases, agreed, decidable = np.inf, 0.0, "", 0, 0, 0
+    psnr, error, worst, worst_case, cases, agreed, decidable = np.inf, 0.0, "", 0, 0, 0, 0
     for case, reference, outputs in pairs:
         cases += 1
         for name, expected in reference.items():
             value = psnr_db(expected, outputs[name])
             if value < psnr or not worst:
-                psnr, worst = value, f"{name} of {case}"
+                psnr, worst, worst_case = value, f"{name} of {case}", cases - 1
             error = max(error, max_error(expected, outputs[name]))
         if classifier:
             first = next(iter(reference))
@@ -44,7 +45,7 @@ def compare(pairs: Iterable[tuple[str, Named, Named]], *, classifier: bool) -> P
                     decidable += 1
                     agreed += int(expected.argmax() == got.argmax())
     top1 = {"top1_agreed": agreed, "top1_decidable": decidable} if classifier else {}
-    return Parity(psnr_db=psnr, max_error=error, worst=worst, cases=cases, **top1)
+    return Parity(psnr_db=psnr, max_error=error, worst=worst, worst_case=worst_case, cases=cases, **top1)
 
 
 def _rows(scores: Array) -> Array:

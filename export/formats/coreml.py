@@ -68,17 +68,21 @@ class CoreMLFormat(Format):
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""
-        _require_names(program)
-        lifted, casts = _bounded(program, options.image_input)
-        exported = _translatable(lifted, program)
+        graph, casts = self.graph(program, options)
         try:
-            package = _packaged(exported, program, recipe, destination, options)
+            package = _packaged(graph, program, recipe, destination, options)
         except Exception as error:
             if blamed := refused(self.title, error):
                 raise blamed from error
             raise
         _require_kept_names(package.get_spec().description, program)
         return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)
+
+    def graph(self, program: "Program", options: Options) -> "tuple[ExportedProgram, dict[str, DType]]":
+        """What coremltools is given: its values' names are those of the file's. And the casts at the boundary."""
+        _require_names(program)
+        lifted, casts = _bounded(program, options.image_input)
+        return _translatable(lifted, program), casts
 
     def inspect(self, path: Path) -> Inspection:
         """As `Format.inspect`. Needs coremltools for its protobuf classes only, which load in 0.2 s."""

@@ -39,8 +39,8 @@ HALF_MAX = 65504.0
 HALF_OVERFLOWS_AT = 65520.0
 """The smallest number that rounds to infinity in half precision."""
 
-Observer = Callable[[str, Value], None]
-"""Is told of every value by its name as it is made."""
+Observer = Callable[[Step, str, Value], Value | None]
+"""Is told of every value as it is made: by which step, its name. What it returns, if anything, takes its place."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ class Run:
     def _body(self, body: Body, scope: dict[str, Value]) -> list[Value]:
         for step in body.steps:
             for (name, _), value in zip(step.outputs, self._step(step, scope), strict=True):
-                scope[name] = value
-                if self.observe:
-                    self.observe(name, value)
+                seen = self.observe(step, name, value) if self.observe else None
+                scope[name] = value if seen is None else seen
             for name in step.frees:
                 del scope[name]
         return [self._read(key, scope) for key in body.outputs]

@@ -69,6 +69,14 @@ class Model:
     def __repr__(self) -> str:
         return f"<handheld's Core ML runtime (numerics only, by PyTorch on the CPU): {self.path}>"
 
+    def holds_halves(self) -> bool:
+        """Whether the program computes anything in half precision."""
+        return any(
+            type is not None and type.dtype == torch.float16
+            for step in self._program.body.walk()
+            for _, type in step.outputs
+        )
+
     def pictures(self) -> dict[str, tuple[int, int]]:
         """The inputs that are pictures: height and width."""
         return self._features.pictures
@@ -82,8 +90,8 @@ class Model:
     ) -> dict[str, Any]:
         """Outputs by name. Without a `state`, a stateful model gets a fresh one.
 
-        `observe` is told of every intermediate value by its name. Raises `CoreMLError` for inputs that do not fit, and
-        for a result that is not of the type which the program declares.
+        `observe` is told of every intermediate value, and may replace it. Raises `CoreMLError` for inputs that do not
+        fit, and for a result that is not of the type which the program declares.
         """
         state = state or self.make_state()
         if missing := {*self._features.states} - {*state.cells}:

@@ -62,6 +62,13 @@ class Body:
     steps: list[Step]
     outputs: tuple[Key, ...]
 
+    def walk(self) -> "Iterator[Step]":
+        """Every step, those of nested blocks included."""
+        for step in self.steps:
+            yield step
+            for block in step.blocks:
+                yield from block.walk()
+
     def reads(self) -> Iterator[str]:
         """The names that it reads, its own included."""
         for step in self.steps:

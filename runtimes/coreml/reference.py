@@ -28,6 +28,10 @@ class CoreMLReferenceSession(Session):
         outputs = self._model.predict(fed)
         return [outputs[spec.name].reshape(spec.shape or ()) for spec in self.signature.outputs]
 
+    def findings(self) -> tuple[str, ...]:
+        """See `Session.findings`."""
+        return tuple(map(str, self._model.findings))
+
 
 class CoreMLReference(Runtime):
     """Right numbers on any machine; its speed says nothing of a phone's."""

@@ -250,6 +250,7 @@ def check(
     on: On = "host",
     threads: Threads = 2,
     timeout: Timeout = 600,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Find the operations that depart from the model.")] = False,
     json: Json = False,
 ) -> None:
     """Compare every artifact with the model's own outputs.
@@ -262,7 +263,13 @@ def check(
 
         with Progress(quiet=json) as progress:
             done = api.check(
-                folder, require=_names(require), on=_names(on), threads=threads, timeout=timeout, progress=progress
+                folder,
+                require=_names(require),
+                on=_names(on),
+                threads=threads,
+                timeout=timeout,
+                bisect=bisect,
+                progress=progress,
             )
         if json:
             _document(done)

@@ -77,13 +77,29 @@ def show_check(out: Console, done: CheckReport) -> None:
     ]  # fmt: skip
     show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
     _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells])
+    _show_departures(out, done.cells)
     if done.required_but_not_run:
         out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
 
 
+def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
+    asked = [cell for cell in cells if cell.departures is not None]
+    rows: list[list[str | Text]] = [
+        [cell.name, f"{one.operator} {one.operation}", f"{one.error:.2g}", one.line or "–", str(len(one.since) or "–")]
+        for cell in asked
+        for one in cell.departures or ()
+    ]
+    if rows:
+        caption = "each operation on the model's own values in float32: largest error / largest value"
+        columns = ["artifact", "departing operation", ">error", "line of the model", ">or one of so many before it"]
+        show_table(out, "Departures", columns, rows, caption=caption)
+    elif asked:
+        out.print(f"No operation departs from the model: {', '.join(cell.name for cell in asked)}.")
+
+
 def _reason(cell: CheckCell) -> str | None:
     altered = "altered: the file is not the one that its manifest describes" if cell.altered else None
-    return "; ".join(filter(None, (altered, cell.reason))) or None
+    return "; ".join(filter(None, (altered, cell.reason, *cell.findings))) or None
 
 
 def _parity(cell: CheckCell) -> list[str]:

@@ -63,7 +63,7 @@ def compute(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.mlmodel"
         path.write_bytes(model.SerializeToString())
-        open_package(path, settings=settings).predict(fed, observe=lambda name, value: seen.update({name: value}))
+        open_package(path, settings=settings).predict(fed, observe=lambda _, name, value: seen.update({name: value}))
     return [seen[f"out_{number}"].numpy() for number in range(len(like))]
 
 
