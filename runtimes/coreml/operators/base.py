@@ -122,7 +122,8 @@ def _form(hint: Any) -> Any:
     """The annotation without `| None`."""
     choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
     optional = type(None) in typing.get_args(hint)
-    return choices[0] if optional and len(choices) == 1 else hint
+    form = choices[0] if optional and len(choices) == 1 else hint
+    return Tensors if form == Tensors else form  # get_type_hints gives equal objects, not the same
 
 
 def python_value(value: Value, form: Any) -> Any:
