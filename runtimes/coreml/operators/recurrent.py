@@ -130,10 +130,11 @@ def _lstm(
     if c.shape != h.shape or (clip is not None and clip < 0):
         raise ValueError(f"the states {tuple(h.shape)} and {tuple(c.shape)} do not fit, or the clip {clip} is negative")
     gate, cell, act = activations
-    to_if, to_o = (None, None) if peephole is None else peephole.split((2 * h.shape[1], h.shape[1]))
+    to_if, to_o = (None, None) if peephole is None else torch.split(peephole, [2 * h.shape[1], h.shape[1]])
     every = []
     for projected in F.linear(x, weight_ih, bias):
-        for_if, for_o, for_z = torch.addmm(projected, h, weight_hh.t()).split([n * h.shape[1] for n in (2, 1, 1)], 1)
+        gates = torch.addmm(projected, h, weight_hh.t())
+        for_if, for_o, for_z = torch.split(gates, [2 * h.shape[1], h.shape[1], h.shape[1]], 1)
         i, f = gate(for_if if to_if is None else for_if + c.repeat(1, 2) * to_if).chunk(2, 1)
         c = f * c + i * cell(for_z)
         c = c if clip is None else c.clamp(-clip, clip)
