@@ -87,9 +87,9 @@ def _plain(value: Any) -> Any:
 
 
 def _holds_prediction(values: Any) -> bool:
-    return any(
-        isinstance(one, Predicted) or (isinstance(one, (list, tuple)) and _holds_prediction(one)) for one in values
-    )
+    if isinstance(values, (list, tuple)):
+        return any(map(_holds_prediction, values))
+    return isinstance(values, Predicted)
 
 
 def _counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,13 +117,8 @@ def _counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     return compared
 
 
-for _name in (
-    "assert_allclose",
-    "assert_equal",
-    "assert_array_equal",
-    "assert_almost_equal",
-    "assert_array_almost_equal",
-):
+for _kind in ("allclose", "equal", "array_equal", "almost_equal", "array_almost_equal"):
+    _name = f"assert_{_kind}"
     setattr(np.testing, _name, _counted(_name, getattr(np.testing, _name)))
 for _name in ("allclose", "array_equal", "isclose"):
     setattr(np, _name, _counted(_name, getattr(np, _name)))
@@ -191,7 +186,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one_in = config.getoption("--one-in")
     reasons: dict[str, str] = json.loads(EXCEPTIONS.read_text())
     functions: set[str] = set()
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         name = key(item)
         function = name.partition("[")[0]
@@ -225,7 +221,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Count what was predicted and compared."""
     if report.when == "call":
-        predictions, comparisons = dict(report.user_properties).get("counts", (0, 0))
+        counted: Any = dict(report.user_properties).get("counts", (0, 0))
+        predictions, comparisons = counted
         outcome = "expected failure" if hasattr(report, "wasxfail") and report.skipped else report.outcome
         totals[outcome if predictions or outcome == "failed" else "no prediction"] += 1
         totals["compared"] += bool(comparisons)

@@ -346,7 +346,7 @@ def test_a_package_that_is_not_whole_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "empty.mlpackage").mkdir()
     (tmp_path / "file.mlpackage").write_bytes(b"ML\xefR")
-    for name, reason in (("empty", "no Manifest.json"), ("file", "no folder"), ("nothing", "no folder")):
+    for name, reason in (("empty", "no Manifest.json"), ("file", "damaged"), ("nothing", "no nothing")):
         with pytest.raises(HandheldError, match=reason):
             FORMAT.inspect(tmp_path / f"{name}.mlpackage")
 
