@@ -62,13 +62,15 @@ def test_fill_makes_nothing_that_is_not_declared(shape: tuple[int, ...]) -> None
 @given(st.integers(-50, 50), st.integers(-50, 50), st.integers(-7, 7).filter(bool), numbers)
 def test_range(start: int, end: int, step: int, dtype: str) -> None:
     scale = 1 if dtype == "int32" else 0.25
-    bounds = {k: np.array(v * scale, dtype) for k, v in (("start", start), ("end", end), ("step", step))}
+    bounds: dict[str, Any] = {
+        k: np.array(v * scale, dtype) for k, v in (("start", start), ("end", end), ("step", step))
+    }
     expected = np.arange(*bounds.values()).astype(dtype)
     check("range_1d", expected, **bounds)
 
 
 def test_a_range_rounds_as_numpy_does() -> None:
-    expected = np.arange(np.float32(0), np.float32(0.3), np.float32(0.1))
+    expected = np.arange(np.float32(0), np.float32(0.3), np.float32(0.1)).astype(np.float32)
     check("range_1d", expected, start=np.array(0, np.float32), end=np.float32(0.3), step=np.float32(0.1))
     for step in (0.0, math.nan):
         with pytest.raises(CoreMLError, match="range_1d"):
@@ -85,7 +87,11 @@ def test_one_hot(shape: tuple[int, ...], size: int, data: st.DataObject) -> None
     check(
         "one_hot",
         np.where(hot, np.float32(2.5), np.float32(-1.5)),
-        **{"indices": indices, "one_hot_vector_size": size, "axis": axis, "on_value": 2.5, "off_value": -1.5},
+        indices=indices,
+        one_hot_vector_size=size,
+        axis=axis,
+        on_value=2.5,
+        off_value=-1.5,
     )
     check(
         "one_hot", (indices[..., None] == np.arange(size)).astype(np.int32), indices=indices, one_hot_vector_size=size
@@ -173,7 +179,7 @@ def test_argsort_and_topk(shape: tuple[int, ...], dtype: str, ascending: bool, d
     check("argsort", order, x=x, axis=axis, ascending=ascending)
     places = order.take(range(k), axis)
     values = np.take_along_axis(x, places, axis)
-    options = {"x": x, "axis": axis, "k": k, "ascending": ascending}
+    options: dict[str, Any] = {"x": x, "axis": axis, "k": k, "ascending": ascending}
     check("topk", values, places, opset=15, **options)
     check("topk", values, opset=16, return_indices=False, sort=True, **options)
     check("topk", values, places.astype(np.uint16), output_indices_dtype="uint16", **options)
@@ -181,9 +187,9 @@ def test_argsort_and_topk(shape: tuple[int, ...], dtype: str, ascending: bool, d
 
 
 def test_argsort_and_topk_by_default() -> None:
-    x = np.float32([[1, 3, 2], [6, 4, 5]])
-    check("argsort", np.int32([[1, 2, 0], [0, 2, 1]]), x=x)
-    check("topk", np.float32([[3], [6]]), np.int32([[1], [0]]), x=x)
+    x = np.array([[1, 3, 2], [6, 4, 5]], np.float32)
+    check("argsort", np.array([[1, 2, 0], [0, 2, 1]], np.int32), x=x)
+    check("topk", np.array([[3], [6]], np.float32), np.array([[1], [0]], np.int32), x=x)
     with pytest.raises(CoreMLError, match="4 elements"):
         check("topk", x, x=x, k=4, return_indices=False)
 
@@ -219,8 +225,8 @@ def test_concat_stack_and_split(shape: tuple[int, ...], dtype: str, count: int, 
 
 def test_scalars_make_a_vector() -> None:
     scalars = [np.array(number, np.int32) for number in (3, 1, 2)]
-    check("concat", np.int32([3, 1, 2]), values=scalars, axis=0)
-    check("stack", np.int32([3, 1, 2]), values=scalars, axis=-1)
+    check("concat", np.array([3, 1, 2], np.int32), values=scalars, axis=0)
+    check("stack", np.array([3, 1, 2], np.int32), values=scalars, axis=-1)
 
 
 @pytest.mark.parametrize("inputs", [{"num_splits": 2}, {"split_sizes": (1, 1)}, {"split_sizes": (4, -1)}, {}])
@@ -271,7 +277,9 @@ def test_non_maximum_suppression(
     boxes = boxes.astype(np.float32)
     scores = random.normal(size=(n, count, classes)).astype(np.float32)
     iou, least = data.draw(st.sampled_from([(0.1, 0.0), (0.3, -0.5), (0.6, 0.5), (0.2, 9.0)]))
-    options = {"iou_threshold": iou, "max_boxes": most} | ({"per_class_suppression": True} if per_class else {})
+    options: dict[str, Any] = {"iou_threshold": iou, "max_boxes": most} | (
+        {"per_class_suppression": True} if per_class else {}
+    )
     expected = suppressed(boxes, scores, iou, least, most, per_class)
     check("non_maximum_suppression", *expected, opset=15, boxes=boxes, scores=scores, score_threshold=least, **options)
     first, second, third, _ = suppressed(boxes, scores, iou, -math.inf, most, per_class)
