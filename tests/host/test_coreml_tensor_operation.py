@@ -120,7 +120,7 @@ def test_cumsum(shape: tuple[int, ...], dtype: str, exclusive: bool, reverse: bo
             for other in range(shape[axis])
             if (other >= place if reverse else other <= place) and not (exclusive and other == place)
         ]
-        index = (*[slice(None)] * (axis % x.ndim), place)
+        index: Any = (*[slice(None)] * (axis % x.ndim), place)
         expected[index] = x.take(included, axis).sum(axis)
     check("cumsum", expected, x=x, axis=axis, exclusive=exclusive, reverse=reverse)
     check("cumsum", x.cumsum(0, dtype=x.dtype), x=x)

@@ -1,5 +1,6 @@
 """Core ML's operators that reshape, reorder and slice, against NumPy."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ dtypes = st.sampled_from(["float32", "float16", "int32", "int8", "uint8", "int16
 
 def numbered(shape: tuple[int, ...], dtype: str = "float32") -> Array:
     """An array in which no two elements are equal, if the dtype has enough values."""
-    numbers = np.arange(1, np.prod(shape, dtype=int) + 1).reshape(shape)
+    numbers = np.arange(1, math.prod(shape) + 1).reshape(shape)
     return numbers % 3 == 0 if dtype == "bool" else numbers.astype(dtype)
 
 
@@ -100,13 +101,14 @@ def test_a_shape_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
 @CASES
 @given(shapes, shapes, st.data())
 def test_reshape_like(first: tuple[int, ...], second: tuple[int, ...], data: st.DataObject) -> None:
-    parts, bounds = [], []
+    parts: list[int] = []
+    bounds = []
     for like in (first, second):
         begin, end = (data.draw(st.integers(-len(like), len(like))) for _ in range(2))
         to_the_end = data.draw(st.booleans())
         parts += like[begin:] if to_the_end else like[begin:end]
         bounds.append((begin, end, to_the_end))
-    x = numbered((int(np.prod(parts, dtype=int)),))
+    x = numbered((math.prod(parts),))
     inputs: dict[str, Any] = {
         "x": x,
         "ref_tensors": [np.zeros(first, np.float32), np.zeros(second, np.float32)],
