@@ -83,7 +83,7 @@ def test_matmul_of_fractions(sides: dict[str, Any], seed: int, dtype: Any) -> No
 
 def test_transposing_a_vector_changes_nothing() -> None:
     x = np.arange(3, dtype=np.float32)
-    (found,) = compute("matmul", {"x": x, "y": x, "transpose_x": True, "transpose_y": True}, np.float32(5))
+    (found,) = compute("matmul", {"x": x, "y": x, "transpose_x": True, "transpose_y": True}, np.array(5, np.float32))
     assert float(found) == 5
 
 
@@ -91,7 +91,8 @@ def test_transposing_a_vector_changes_nothing() -> None:
 @given(st.lists(st.integers(1, 4), min_size=5, max_size=5), st.booleans(), st.booleans(), seeds, halves, opsets)
 def test_einsum(sizes: list[int], fourth: bool, narrow: bool, seed: int, dtype: Any, opset: int) -> None:
     batch, channels, height, width, out = sizes
-    x_shape, y_shape = (channels, height, width), (width, 1 if narrow else height, out)
+    x_shape: tuple[int, ...] = (channels, height, width)
+    y_shape: tuple[int, ...] = (width, 1 if narrow else height, out)
     equation = "chw,whr->chr"
     if fourth:
         x_shape, y_shape, equation = (1 if narrow else batch, *x_shape), (batch, *y_shape), "nchw,nwhu->nchu"

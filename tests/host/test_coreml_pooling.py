@@ -56,9 +56,9 @@ def layers(draw: st.DrawFn, most_rank: int = 3) -> dict[str, Any]:
 
 def pooled(x: Array, dimensions: Any, pool: Callable[[Array, int], Any]) -> Array:
     """`pool` of the elements of each window, and of how many it has with the padding."""
-    counts = [count for *_, count in dimensions]
+    counts: list[int] = [count for *_, count in dimensions]
     result = np.zeros((*x.shape[:2], *counts))
-    for place in itertools.product(*map(range, counts)):
+    for place in np.ndindex(*counts):
         members, places = 1, []
         for number, (kernel, stride, size, before, after, _) in zip(place, dimensions, strict=True):
             start = number * stride - before
