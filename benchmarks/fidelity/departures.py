@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from handheld.runtimes.coreml.operators.base import Value
     from handheld.runtimes.coreml.program import Step
 
-LIMIT = 1e-3
-"""An operation departs if its largest error is this part of its largest value. Clean conversions measured here stay
-below 1e-4 (EfficientFormerV2, fp16: weights that a converter folds are rounded once more)."""
+LIMIT = 2e-5
+"""An operation departs if its largest error is this part of its largest value. In clean conversions measured here
+(EfficientFormerV2-S0, fp16 and fp32) every operation that has a counterpart of its own is equal to the bit, and a group
+norm, which becomes ten, differs by 6e-6; the tanh form of GELU differs from the exact one by 1.4e-4."""
 
 SUFFIXES = ("_cast_fp16", "_to_fp16", "_cast_fp32", "_to_fp32")
 """What coremltools adds to a value's name when it casts it."""
@@ -80,7 +81,8 @@ def departures(
                 )
             )
         unmatched.clear()
-        return expected.to(value.dtype)  # type: ignore[union-attr]
+        replaced: torch.Tensor = expected.to(value.dtype)  # type: ignore[union-attr]
+        return replaced
 
     open_package(artifact, settings=Settings(precision="float32")).predict(inputs, observe=observe)
     if not matched:

@@ -1,7 +1,6 @@
 """`handheld.runtimes.coreml.enable`: coremltools' own objects predict on this machine."""
 
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lean_coremltools import coremltools
 from PIL import Image
 from torch import nn
 
@@ -17,22 +17,10 @@ from handheld.runtimes import coreml
 # coremltools and torch.jit warn of each other; what is tested here is what is predicted.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-UNNEEDED = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
-"""What coremltools imports if it is there, which takes ten seconds."""
-
 
 @pytest.fixture(scope="module")
-def ct() -> Iterator[Any]:
-    pytest.importorskip("google.protobuf")
-    absent = [name for name in UNNEEDED if name not in sys.modules]
-    sys.modules |= dict.fromkeys(absent)  # type: ignore[arg-type]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield pytest.importorskip("coremltools")
-    finally:
-        for name in absent:
-            del sys.modules[name]
+def ct() -> Any:
+    return coremltools()
 
 
 @pytest.fixture
