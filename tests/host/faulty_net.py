@@ -33,7 +33,8 @@ class Net(nn.Module):
         cropped = wide[:, :, 3:15, 2:14]
         pooled = avg_pool2d(x, 3, 1, 1)
         both = torch.cat([cropped, pooled], 1)
-        return self.head(torch.relu(self.late(both)).mean((2, 3)))
+        scores: torch.Tensor = self.head(torch.relu(self.late(both)).mean((2, 3)))
+        return scores
 
 
 def net() -> tuple[nn.Module, torch.Tensor]:
