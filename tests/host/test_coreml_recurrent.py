@@ -176,6 +176,20 @@ def test_lstm(
         close(one, other, dtype, slack=20)
 
 
+def test_more_states_than_the_batch() -> None:
+    state = normal(1, (5, 4))
+    inputs: dict[str, Any] = {
+        "x": normal(2, (3, 2, 3)),
+        "weight_ih": normal(3, (16, 3)),
+        "weight_hh": normal(4, (16, 4)),
+    }
+    like = [state[None, :2], state[:2], state[:2]]
+    found = compute("lstm", inputs | {"initial_h": state, "initial_c": state}, *like)
+    wanted = compute("lstm", inputs | {"initial_h": state[:2], "initial_c": state[:2]}, *like)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_as_pytorch() -> None:
     """LSTM in both directions, and GRU with its reset after the product, with PyTorch's gates put in order."""
     torch.manual_seed(0)

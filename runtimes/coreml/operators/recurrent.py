@@ -99,7 +99,9 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """c = f c + i z, clipped, and h = o activation(c), with the gates i, f, o, z (so ordered in the weights): all h or
     the last, the last h, the last c. `bidirectional` has the backward direction's states and results behind the forward
-    one's."""
+    one's. Of states with more rows than the batch has, as coremltools makes them for PyTorch's packed sequences, the
+    first ones are used."""
+    initial_h, initial_c = initial_h[: x.shape[1]], initial_c[: x.shape[1]]
     acts = _activation(recurrent_activation), _activation(cell_activation), _activation(activation)
     if direction != "bidirectional":
         x = _ordered(x, direction)
