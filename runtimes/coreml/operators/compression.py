@@ -36,10 +36,10 @@ def constexpr_blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor 
     if offset is not None and offset.shape != scale.shape:
         raise ValueError(f"the scales' shape is {tuple(scale.shape)}, the offsets' {tuple(offset.shape)}")
     blocks = _blocks(tuple(data.shape), tuple(scale.shape))
-    steps = data.float().reshape([size for pair in blocks for size in pair])
+    steps = data.to(torch.float32, copy=True).reshape([size for pair in blocks for size in pair])
     if offset is not None:
-        steps = steps - _per_block(offset)
-    return (steps * _per_block(scale)).reshape(data.shape)
+        steps.sub_(_per_block(offset))
+    return steps.mul_(_per_block(scale)).reshape(data.shape)
 
 
 def _blocks(shape: Ints, counts: Ints) -> list[tuple[int, int]]:
@@ -69,14 +69,25 @@ def constexpr_lut_to_dense(
     bits = len(lut).bit_length() - 1
     if lut.dim() != 1 or len(lut) != 2**bits or bits not in (1, 2, 4, 6, 8):
         raise ValueError(f"the table has the shape {tuple(lut.shape)}; expected 2, 4, 16, 64 or 256 entries")
-    places = _unpacked(indices, bits, math.prod(require_size(shape)))
-    return lut.index_select(0, places).reshape(shape)
+    count = math.prod(require_size(shape))
+    if 8 % bits:
+        return lut.index_select(0, _unpacked(indices, bits, count)).reshape(shape)
+    # A table of what each byte holds: several times faster than to unpack and look up one by one.
+    _require_bytes(indices, bits, count)
+    rows = lut[_unpacked(torch.arange(256, dtype=torch.uint8), bits, 256 * 8 // bits)].reshape(256, -1)
+    table = rows.view({1: torch.int8, 2: torch.int16, 4: torch.int32}.get(rows.shape[1] * rows.itemsize, torch.int64))
+    table = table.reshape(-1) if table.shape[1] == 1 else table
+    return table.index_select(0, indices.reshape(-1).int()).view(lut.dtype).reshape(-1)[:count].reshape(shape)
+
+
+def _require_bytes(packed: Tensor, bits: int, count: int) -> None:
+    if packed.numel() != -(-count * bits // 8):
+        raise ValueError(f"{packed.numel()} bytes for {count} elements of {bits} bits")
 
 
 def _unpacked(packed: Tensor, bits: int, count: int) -> Tensor:
     """Elements of some bits each, the first in the lowest bits of the first byte, without gaps."""
-    if packed.numel() != -(-count * bits // 8):
-        raise ValueError(f"{packed.numel()} bytes for {count} elements of {bits} bits")
+    _require_bytes(packed, bits, count)
     octets = 3 if bits == 6 else 1  # bytes after which elements and bytes end together
     padded = functional.pad(packed.reshape(-1), (0, -packed.numel() % octets)).int().reshape(-1, octets)
     words = (padded << torch.arange(0, 8 * octets, 8, dtype=torch.int32)).sum(1, keepdim=True, dtype=torch.int32)
@@ -102,10 +113,10 @@ def _looked_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
             places = places + torch.arange(0, many * after, after, dtype=torch.int32).reshape(
                 -1, *[1] * (2 * (rank - axis) - 1)
             )
-    found = lut.reshape(-1, length).index_select(0, places.reshape(-1)).reshape(*indices.shape, length)
     if length == 1 or vector_axis is None:
-        return found.squeeze(-1)
+        return lut.reshape(-1).index_select(0, places.reshape(-1)).reshape(indices.shape)
     axis = require_axis(vector_axis, rank)
+    found = lut.reshape(-1, length).index_select(0, places.reshape(-1)).reshape(*indices.shape, length)
     return found.movedim(-1, axis + 1).flatten(axis, axis + 1)
 
 
@@ -118,8 +129,9 @@ def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Ints | 
 
 
 def _dense(elements: Tensor, mask: Tensor) -> Tensor:
-    if elements.dim() != 1 or int(mask.sum()) != len(elements):
-        raise ValueError(f"{int(mask.sum())} places for elements of shape {tuple(elements.shape)}")
+    places = int(mask.count_nonzero())  # much faster than the sum
+    if elements.dim() != 1 or places != len(elements):
+        raise ValueError(f"{places} places for elements of shape {tuple(elements.shape)}")
     return torch.zeros(mask.shape, dtype=elements.dtype).masked_scatter_(mask, elements)
 
 
@@ -133,7 +145,7 @@ def constexpr_lut_to_sparse(
     dense = _looked_up(_dense(indices_nonzero_data, mask), lut, vector_axis)
     if vector_axis is not None:
         mask = mask.repeat_interleave(lut.shape[-1], require_axis(vector_axis, mask.dim()))
-    return mask.to(torch.uint8), dense[mask]
+    return mask.to(torch.uint8), dense.masked_select(mask)
 
 
 @operator("constexpr_sparse_blockwise_shift_scale", moves=True)
@@ -143,4 +155,4 @@ def constexpr_sparse_blockwise_shift_scale(
     """`constexpr_blockwise_shift_scale` of those elements where the mask is set: the mask, and the elements in its
     order (iOS18 compression.py)."""
     mask = data_mask.bool()
-    return data_mask, constexpr_blockwise_shift_scale(_dense(nonzero_data, mask), scale, offset)[mask]
+    return data_mask, constexpr_blockwise_shift_scale(_dense(nonzero_data, mask), scale, offset).masked_select(mask)
