@@ -30,7 +30,8 @@ class Execution:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stage = "job"
-        self.measured: dict[str, Any] = {"runtime": "", "runtime_versions": {}, "outputs": (), "states": (), "findings": ()}
+        self.measured: dict[str, Any] = {"runtime": "", "runtime_versions": {}}
+        self.measured |= dict.fromkeys(("outputs", "states", "findings"), ())
         self.start_ns = time.perf_counter_ns()
 
     def result(self) -> Result:

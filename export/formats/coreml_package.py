@@ -125,10 +125,10 @@ class Package:
     def _parsed(self, file: Path) -> Any:
         from google.protobuf.message import DecodeError
 
+        if not file.is_file():  # a pipe would never end
+            raise self.broken(f"it has no {file.name}")
         try:
             return schema("Model_pb2").Model.FromString(file.read_bytes())
-        except FileNotFoundError:
-            raise self.broken(f"it has no {file.name}") from None
         except DecodeError:
             raise self.broken(f"{file.name} is damaged") from None
 
@@ -136,6 +136,8 @@ class Package:
         if name not in self._files:
             file = self._inside(self._root.parent, name.removeprefix("@model_path/"))
             try:
+                if not file.is_file():
+                    raise FileNotFoundError(file)
                 with file.open("rb") as opened:
                     self._files[name] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
             except (OSError, ValueError):

@@ -45,6 +45,8 @@ class Features:
             if feature.type.WhichOneof("Type") == "imageType"
         }
         self._inputs = inputs
+        for feature in (*description.input, *description.output):
+            _require_known(feature)
         if strangers := {*inputs} ^ {*self._described, *self.states}:
             raise CoreMLError(f"the program and its description differ in the inputs {', '.join(sorted(strangers))}.")
 
@@ -94,6 +96,21 @@ class Features:
         typed = self._inputs[feature.name]
         shape = tuple(array.shape) if typed.shape != () else ()
         return torch.full(shape, getattr(array, field) if field else 0, dtype=typed.dtype)
+
+
+def _require_known(feature: Any) -> None:
+    """A feature's data type or colour space may be a number that no version of Core ML knows."""
+    kind = feature.type.WhichOneof("Type")
+    if kind == "multiArrayType" and feature.type.multiArrayType.dataType:
+        described, known = feature.type.multiArrayType.dataType, tuple(ARRAY_DTYPES)
+        enum = type(feature.type.multiArrayType).ArrayDataType
+    elif kind == "imageType":
+        described, known = feature.type.imageType.colorSpace, tuple(MODES)
+        enum = type(feature.type.imageType).ColorSpace
+    else:
+        return
+    if described not in enum.values() or enum.Name(described) not in known:
+        raise CoreMLError(f"{feature.name}: expected one of {', '.join(known)}; the file has the number {described}.")
 
 
 def _array(name: str, given: Any) -> Array:
@@ -168,7 +185,7 @@ def _taken(feature: Any, value: Value) -> Any:
     if kind == "imageType":
         return _picture(feature.type.imageType, value)
     array = np.atleast_1d(value.numpy())
-    if kind == "multiArrayType":
+    if kind == "multiArrayType" and feature.type.multiArrayType.dataType:
         described = feature.type.multiArrayType
         dtype: np.dtype[Any] = ARRAY_DTYPES[type(described).ArrayDataType.Name(described.dataType)]
         return array.astype(dtype, copy=False)

@@ -34,6 +34,23 @@ def compute(
     constants in it (floats of the dtype of the first float array among the inputs); a list of arrays is an input with
     several arguments. `like`: arrays with the dtypes and shapes that the program declares of its outputs.
     """
+    model, fed = build(operator, inputs, *like, opset=opset, attributes=attributes)
+    seen: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "one.mlmodel"
+        path.write_bytes(model.SerializeToString())
+        open_package(path, settings=settings).predict(fed, observe=lambda _, name, value: seen.update({name: value}))
+    return [seen[f"out_{number}"].numpy() for number in range(len(like))]
+
+
+def build(
+    operator: str,
+    inputs: Mapping[str, Any],
+    *like: Array,
+    opset: int = 17,
+    attributes: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, Array]]:
+    """The program of one operation, as a protobuf message, and what it is fed."""
     floats = [
         a.dtype for v in inputs.values() for a in (v if isinstance(v, list) else [v]) if isinstance(a, np.ndarray)
     ]
@@ -59,12 +76,7 @@ def compute(
         value_type(operation.outputs.add(name=name).type, array)
         block.outputs.append(name)
         _describe(model.description.output.add(name=name), array)
-    seen: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "one.mlmodel"
-        path.write_bytes(model.SerializeToString())
-        open_package(path, settings=settings).predict(fed, observe=lambda _, name, value: seen.update({name: value}))
-    return [seen[f"out_{number}"].numpy() for number in range(len(like))]
+    return model, fed
 
 
 def _model(opset: int) -> tuple[Any, dict[str, Array]]:

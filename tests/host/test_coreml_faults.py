@@ -1,6 +1,10 @@
 """Faults planted in converted Core ML files: `handheld check --bisect` catches each and names the operation."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ from handheld.runtimes.coreml import open_package
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NET = f"{Path(__file__).with_name('faulty_net.py')}:net"
+WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 PACKAGE_MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 
 
@@ -279,3 +284,55 @@ def test_what_passes_the_largest_half_is_named(folder: Path, tmp_path: Path) -> 
     name = operation.attributes["name"].immediateValue.tensor.strings.values[0]
     assert (first.operation, first.operator, first.kind) == (name, "conv", "overflow")
     assert first.largest > 65504 and len(model.findings) == 1, "what only passes it on is no finding"
+
+
+def test_damaged_packages_are_refused_or_run(folder: Path, tmp_path: Path) -> None:
+    """Two thousand: no other exception than handheld's own, no crash, no hang, no allocation without bound."""
+    script = Path(__file__).with_name("coreml_fuzz.py")
+    packages = [str(folder / f"coreml-{recipe}" / "net.mlpackage") for recipe in ("fp16", "fp32")]
+    environment = os.environ | {"PYTHONPATH": str(script.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path), "2000", "0", *packages]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = json.loads(done.stdout)
+    assert outcomes["wrong"] == []
+    assert outcomes["ran"] > 200 and outcomes["refused"] > 1000
+
+
+def test_nothing_outside_the_package_is_read(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    shutil.copy(folder / "coreml-fp32" / "net.mlpackage" / WEIGHTS, secret)
+    for number, name in enumerate((str(secret), "@model_path/../../../../secret", "@model_path/weights/link")):
+        copy = tmp_path / f"{number}.mlpackage"
+        shutil.copytree(folder / "coreml-fp32" / "net.mlpackage", copy)
+        (copy / WEIGHTS.with_name("link")).symlink_to(secret)
+        edit = Edit(copy)
+        for operation in edit.package.operations():
+            for value in operation.attributes.values():
+                if value.HasField("blobFileValue"):
+                    value.blobFileValue.fileName = name
+        (copy / PACKAGE_MODEL).write_bytes(edit.model.SerializeToString())
+        with pytest.raises(RuntimeError, match="outside of itself"):
+            open_package(copy)
+    copy = tmp_path / "pipe.mlpackage"
+    shutil.copytree(folder / "coreml-fp32" / "net.mlpackage", copy)
+    (copy / WEIGHTS).unlink()
+    os.mkfifo(copy / WEIGHTS)
+    with pytest.raises(RuntimeError, match="missing or empty"):
+        open_package(copy)
+
+
+def test_wrong_inputs_are_said(folder: Path) -> None:
+    model = open_package(folder / "coreml-fp32" / "net.mlpackage")
+    image = GoldenData(folder).inputs(0)["image"]
+    for inputs, message in (
+        ({}, "no value for the input image"),
+        ({"picture": image}, "unknown input 'picture'"),
+        ({"image": image[:, :2]}, r"expected the shape \(1, 3, 24, 24\); came \(1, 2, 24, 24\)"),
+        ({"image": "cat.png"}, "expected an array of numbers; came str"),
+        ({"image": image.astype(complex)}, "expected an array of numbers"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            model.predict(inputs)
+    model.predict({"image": np.where(image > 1, np.nan, image)})
+    assert (model.findings[0].operation, model.findings[0].kind) == ("image", "nan") and len(model.findings) == 1

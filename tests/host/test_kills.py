@@ -31,6 +31,8 @@ def start(out: Path, cache: Path) -> "subprocess.Popen[bytes]":
         stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,
+        # A shell's background jobs ignore Ctrl-C, and hand that down to the tests and to what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
