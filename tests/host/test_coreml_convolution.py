@@ -121,15 +121,19 @@ def test_conv(layer: dict[str, Any], seed: int, dtype: Any, opset: int) -> None:
 
 
 @checked
-@given(layers(), seeds, st.integers(1, 8), st.booleans())
+@given(layers(), seeds, st.sampled_from((1, 2, 5, 8)), st.booleans())
 def test_conv_quantized(layer: dict[str, Any], seed: int, bits: int, each: bool) -> None:
+    """The definition has the bias in uint8 like the weights, but scales the weights only."""
     rng = np.random.default_rng(seed)
     x, weight = normal(seed, layer["x"]), rng.integers(0, 2**bits, layer["weight"], np.uint8)
     count = len(weight) if each else 1
     scale, offset = rng.uniform(0.1, 1, count).astype(np.float32), rng.uniform(-9, 9, count).astype(np.float32)
     real = weight * scale.reshape(-1, *[1] * (x.ndim - 1)) + offset.reshape(-1, *[1] * (x.ndim - 1))
     expected = convolved(x, real, layer["strides"], paddings(layer), layer["dilations"], layer["groups"])
-    quantized = {"quantization_type": "linear", "nbits": bits, "quant_scale": scale, "quant_bias": offset}
+    bias = rng.integers(0, 256, (layer["outputs"],), np.uint8) if layer["bias"] else None
+    expected += 0.0 if bias is None else bias.reshape(-1, *[1] * (x.ndim - 2))
+    quantized = {"quantization_type": "linear", "quant_scale": scale, "quant_bias": offset}
+    quantized |= given_only(nbits=None if bits == 8 and seed % 2 else bits, bias=bias)
     inputs = {"x": x, "weight": weight, **quantized, **layer["parameters"]}
     (found,) = compute("conv_quantized", inputs, expected.astype(np.float32))
     close(found, expected, np.float32)

@@ -133,6 +133,18 @@ def test_local_response_norm(
     close(found, wide / scale ** (0.75 if beta is None else beta), dtype)
 
 
+@pytest.mark.parametrize(
+    ("name", "epsilon"), [("batch_norm", 1e-5), ("instance_norm", 1e-5), ("l2_norm", 1e-6), ("layer_norm", 1e-5)]
+)
+def test_default_epsilon(name: str, epsilon: float) -> None:
+    x = np.array([[[[1e-3, -1e-3]]]], np.float32)
+    inputs = {"x": x}
+    if name == "batch_norm":
+        inputs |= {"mean": np.zeros(1, np.float32), "variance": np.full(1, 1e-6, np.float32)}
+    (found,) = compute(name, inputs, x)
+    close(found, x / np.sqrt((2e-6 if name == "l2_norm" else 1e-6) + epsilon), np.float32)
+
+
 def test_default_alpha() -> None:
     x = np.full((1, 3, 1), 100, np.float32)
     (found,) = compute("local_response_norm", {"x": x, "size": 1}, x)

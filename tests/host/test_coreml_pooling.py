@@ -100,6 +100,18 @@ def test_l2_pool(layer: dict[str, Any], seed: int, dtype: Any, opset: int) -> No
     close(found, expected, dtype)
 
 
+@pytest.mark.parametrize("pad", [(1, 1), (1, 0), (3, 3)])
+@pytest.mark.parametrize("exclude", [None, False, True])
+def test_padding_counts_unless_excluded(pad: tuple[int, int], exclude: bool | None) -> None:
+    x = np.array([[[1.0, 2.0, 3.0]]], np.float32)
+    layer = given_only(x=x, kernel_sizes=(4,), pad_type="custom", pad=pad, exclude_padding_from_average=exclude)
+    sums = {(1, 1): [6, 6], (1, 0): [6], (3, 3): [1, 3, 6, 6, 5, 3]}[pad]
+    counts = {(1, 1): [3, 3], (1, 0): [3], (3, 3): [1, 2, 3, 3, 2, 1]}[pad]
+    expected = np.array([[sums]], float) / (np.array(counts) if exclude else 4)
+    (found,) = compute("avg_pool", layer, expected.astype(np.float32))
+    close(found, expected, np.float32)
+
+
 @pytest.mark.parametrize("name", ["avg_pool", "max_pool", "l2_pool"])
 @pytest.mark.parametrize(
     "wrong",

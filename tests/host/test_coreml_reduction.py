@@ -117,3 +117,10 @@ def test_refused(name: str, axes: tuple[int, ...]) -> None:
     x = np.ones((2, 3), np.float32)
     with pytest.raises(CoreMLError, match="axes"):
         compute(name, {"x": x, "axes": axes}, x)
+
+
+@pytest.mark.parametrize("name", ["reduce_argmax", "reduce_argmin"])
+def test_positions_of_another_dtype_are_refused(name: str) -> None:
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(CoreMLError, match="dtype"):
+        compute(name, {"x": x, "output_dtype": "int8"}, np.ones(2, np.int32))
