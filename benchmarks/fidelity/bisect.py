@@ -53,7 +53,7 @@ def bisect(found: ArtifactFolder, case: int, timeout: float) -> tuple[Departure,
         artifact=found.artifact.resolve(),
         format=manifest.format,
         options=manifest.options,
-        program=_program(manifest.program_sha256),
+        program=cached_program(manifest.program_sha256),
         golden=found.folder.parent.resolve(),
         case=case,
         half=manifest.recipe.weights == "float16",
@@ -72,7 +72,7 @@ def bisect(found: ArtifactFolder, case: int, timeout: float) -> tuple[Departure,
     return reply.departures
 
 
-def _program(sha256: str) -> Path:
+def cached_program(sha256: str) -> Path:
     """The cached program of that hash."""
     cache = Cache()
     for entry in cache.entries():

@@ -158,9 +158,7 @@ def test_a_missing_package_is_named_with_what_to_type(monkeypatch: pytest.Monkey
 
 def test_apples_runtimes_say_that_they_need_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
-    assert runtimes.get("coreml").why_not() == (
-        "Apple's Core ML runs on macOS only."
-    )
+    assert runtimes.get("coreml").why_not() == ("Apple's Core ML runs on macOS only.")
     assert runtimes.get("executorch-coreml").why_not() == (
         "the Core ML delegate of ExecuTorch runs on macOS and iOS only."
     )
