@@ -93,7 +93,7 @@ def test_einsum(sizes: list[int], fourth: bool, narrow: bool, seed: int, dtype: 
     batch, channels, height, width, out = sizes
     x_shape: tuple[int, ...] = (channels, height, width)
     y_shape: tuple[int, ...] = (width, 1 if narrow else height, out)
-    equation = "chw,whr->chr"
+    equation = "ChW, Whr -> Chr" if opset % 2 else "chw,whr->chr"
     if fourth:
         x_shape, y_shape, equation = (1 if narrow else batch, *x_shape), (batch, *y_shape), "nchw,nwhu->nchu"
     x, y = normal(seed, x_shape, dtype), normal(seed + 1, y_shape, dtype)
@@ -101,6 +101,13 @@ def test_einsum(sizes: list[int], fourth: bool, narrow: bool, seed: int, dtype: 
     expected = np.moveaxis(pairs, -3, -2)
     (found,) = compute("einsum", {"values": [x, y], "equation": equation}, expected.astype(dtype), opset=opset)
     close(found, expected, dtype)
+
+
+@pytest.mark.parametrize("equation", ["chw,whr->crh", "chw,hwr->chr", "c,h->ch", "chw->chw", "chw,whr"])
+def test_other_equations_are_refused(equation: str) -> None:
+    x = np.ones((2, 2, 2), np.float32)
+    with pytest.raises(CoreMLError, match="equation"):
+        compute("einsum", {"values": [x, x], "equation": equation}, x)
 
 
 @pytest.mark.parametrize(

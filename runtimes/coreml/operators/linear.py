@@ -6,6 +6,9 @@ from torch import Tensor
 
 from handheld.runtimes.coreml.operators.base import Context, Tensors, operator
 
+EQUATIONS = ("abcd,adce->abce", "abc,cbd->abd")
+"""The equations of einsum, with letters named in order."""
+
 
 @operator("linear")
 def linear(x: Tensor, weight: Tensor, context: Context, bias: Tensor | None = None) -> Tensor:
@@ -27,7 +30,11 @@ def matmul(x: Tensor, y: Tensor, context: Context, transpose_x: bool = False, tr
 
 @operator("einsum")
 def einsum(values: Tensors, equation: str) -> Tensor:
-    """Einstein's sum; a dimension of size 1 is broadcast."""
+    """Einstein's sum of one of two equations; a dimension of size 1 is broadcast."""
+    letters = dict.fromkeys(letter for letter in equation if letter.isalpha())
+    renamed = {ord(letter): chr(ord("a") + number) for number, letter in enumerate(letters)} | {ord(" "): None}
+    if equation.translate(renamed) not in EQUATIONS:
+        raise ValueError(f"the equation {equation!r} is none of nchw,nwhu->nchu and chw,whr->chr")
     return torch.einsum(equation, *values)
 
 
