@@ -70,6 +70,17 @@ def test_a_seed_gives_the_same_again_and_none_gives_others(operator: str) -> Non
     assert (drawn(operator, seed=-1) != drawn(operator, seed=-1)).any()
 
 
+def test_a_seed_draws_the_same_classes_again() -> None:
+    def classes(**seed: int) -> list[float]:
+        inputs = {"x": np.zeros(9, np.float32), "size": 50, **seed}
+        (found,) = compute("random_categorical", inputs, np.zeros(50, np.float32))
+        drawn_classes: list[float] = found.tolist()
+        return drawn_classes
+
+    assert classes(seed=7) == classes(seed=7) != classes(seed=8)
+    assert classes() != classes() and classes(seed=-1) != classes(seed=-1)
+
+
 @CASES
 @given(st.integers(1, 5), st.sampled_from(["logits", "probs"]), seeds)
 def test_categorical(classes: int, mode: str, seed: int) -> None:

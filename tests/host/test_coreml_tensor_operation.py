@@ -292,6 +292,15 @@ def test_non_maximum_suppression(
     )
 
 
+@pytest.mark.parametrize(("threshold", "second"), [(0.5, 1), (0.498, -1)])
+def test_only_what_overlaps_more_than_the_threshold_is_suppressed(threshold: float, second: int) -> None:
+    boxes = np.array([[[0.5, 0.5, 1, 1], [0.5, 0.25, 1, 0.5]]], np.float32).swapaxes(1, 2).copy()
+    scores = np.array([[[3, 2]]], np.float32)
+    like = boxes, scores, np.array([[0, second]], np.int32)
+    inputs = {"boxes": boxes, "scores": scores, "iou_threshold": threshold, "max_boxes": 2}
+    assert compute("non_maximum_suppression", inputs, *like)[2].tolist() == [[0, second]]
+
+
 def test_suppression_of_nothing_and_of_what_does_not_fit() -> None:
     boxes, scores = np.zeros((1, 0, 4), np.float32), np.zeros((1, 0, 2), np.float32)
     options: dict[str, Any] = {"iou_threshold": 0.5, "score_threshold": 0.0, "max_boxes": 3}
