@@ -66,8 +66,8 @@ def constexpr_lut_to_dense(
     """
     if shape is None:
         return _looked_up(indices, lut, vector_axis)
-    bits = len(lut).bit_length() - 1
-    if lut.dim() != 1 or len(lut) != 2**bits or bits not in (1, 2, 4, 6, 8):
+    bits = lut.numel().bit_length() - 1
+    if lut.dim() != 1 or lut.numel() != 2**bits or bits not in (1, 2, 4, 6, 8):
         raise ValueError(f"the table has the shape {tuple(lut.shape)}; expected 2, 4, 16, 64 or 256 entries")
     count = math.prod(require_size(shape))
     if 8 % bits:

@@ -26,23 +26,28 @@ def shape(x: Tensor) -> Tensor:
 @operator("fill", moves=True)
 def fill(shape: Ints, context: Context, value: Tensor | None = None) -> Tensor:
     """One value everywhere: 0.0 unless it is given."""
-    return torch.full(require_size(shape, context), value.item() if value is not None else 0.0, dtype=_dtype(value))
+    value = torch.tensor(0.0) if value is None else _scalar(value)
+    return torch.full(require_size(shape, context), value.item(), dtype=value.dtype)
 
 
 @operator("fill_like", moves=True)
 def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
     """One value in the shape of another tensor: 0.0 unless it is given (iOS16)."""
-    return torch.full(ref_tensor.shape, value.item() if value is not None else 0.0, dtype=_dtype(value))
+    value = torch.tensor(0.0) if value is None else _scalar(value)
+    return torch.full(ref_tensor.shape, value.item(), dtype=value.dtype)
 
 
-def _dtype(value: Tensor | None) -> torch.dtype:
-    return torch.float32 if value is None else value.dtype
+def _scalar(value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise ValueError(f"expected one number; came a tensor of shape {tuple(value.shape)}")
+    return value.reshape(())
 
 
 @operator("range_1d", moves=True)
 def range_1d(start: Tensor, end: Tensor, step: Tensor, context: Context) -> Tensor:
     """From `start` to before `end`: as many as `(end - start) / step`, in the dtype given, rounds up to (iOS15
     tensor_operation.py; this is how the sizes that programs declare come about)."""
+    start, end, step = _scalar(start), _scalar(end), _scalar(step)
     if step == 0:
         raise ValueError("the step is 0")
     if start.is_floating_point():
@@ -54,7 +59,7 @@ def range_1d(start: Tensor, end: Tensor, step: Tensor, context: Context) -> Tens
     else:
         count = -((int(start) - int(end)) // int(step))
     (count,) = require_size((max(count, 0),), context)
-    return (start + torch.arange(count, dtype=start.dtype) * step).reshape(-1)
+    return start + torch.arange(count, dtype=start.dtype) * step
 
 
 @operator("one_hot")
@@ -71,8 +76,8 @@ def one_hot(
     axis = require_axis(axis, indices.dim() + 1)
     require_size((*indices.shape[:axis], one_hot_vector_size, *indices.shape[axis:]), context)
     places = torch.arange(one_hot_vector_size).reshape(-1, *[1] * (indices.dim() - axis))
-    on = torch.tensor(1) if on_value is None else on_value
-    off = torch.zeros((), dtype=on.dtype) if off_value is None else off_value
+    on = torch.tensor(1, dtype=torch.int32) if on_value is None else _scalar(on_value)
+    off = torch.zeros((), dtype=on.dtype) if off_value is None else _scalar(off_value)
     return torch.where(indices.unsqueeze(axis) == places, on, off)
 
 
@@ -192,17 +197,18 @@ def stack(values: Tensors, axis: int) -> Tensor:
 
 
 @operator("split", moves=True)
-def split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None) -> tuple[Tensor, ...]:
+def split(
+    x: Tensor, axis: int, context: Context, num_splits: int | None = None, split_sizes: Ints | None = None
+) -> tuple[Tensor, ...]:
     """x in parts along an axis: of the sizes given, or equally large."""
-    size = x.shape[require_axis(axis, x.dim())]
-    if split_sizes is None:
-        if not num_splits or num_splits < 0 or size % num_splits:
-            raise ValueError(f"an axis of {size} cannot be split into {num_splits} equal parts")
-        return x.chunk(num_splits, axis) if size else (x,) * num_splits
-    if sum(split_sizes) != size or any(part < 0 for part in split_sizes) or num_splits not in (None, len(split_sizes)):
-        raise ValueError(f"an axis of {size} cannot be split into {num_splits or len(split_sizes)} parts {split_sizes}")
-    starts = itertools.accumulate(split_sizes, initial=0)
-    return tuple(x.narrow(axis, start, part) for start, part in zip(starts, split_sizes, strict=False))
+    size, count = x.shape[require_axis(axis, x.dim())], len(context.outputs)
+    if num_splits not in (None, count) or (split_sizes is not None and len(split_sizes) != count):
+        raise ValueError(f"{num_splits} parts of sizes {split_sizes} are no {count} results")
+    parts = (size // count,) * count if split_sizes is None else split_sizes
+    if sum(parts) != size or any(part < 0 for part in parts):
+        raise ValueError(f"an axis of {size} cannot be split into {count} parts {split_sizes or 'of one size'}")
+    starts = itertools.accumulate(parts, initial=0)
+    return tuple(x.narrow(axis, start, part) for start, part in zip(starts, parts, strict=False))
 
 
 @operator("non_maximum_suppression")

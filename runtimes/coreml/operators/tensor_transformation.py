@@ -8,20 +8,24 @@ from torch.nn import functional
 
 from handheld.runtimes.coreml.operators.base import Bools, Context, Ints, Tensors, operator
 
-LARGEST = 2**30
-"""The elements that an operator may make from sizes which the program states (4 GB in float32)."""
+LARGEST = 2**28
+"""The elements that an operator may make from sizes which the program computes (1 GB in float32)."""
+
+LARGEST_DECLARED = 2**30
+"""The same where the program declares the shape."""
 
 
 def require_size(shape: Ints, context: Context | None = None) -> Ints:
     """A shape that a program asks for. Raises `ValueError`, before anything is allocated, if there is no such tensor,
     if it is too large, or if the program declares another one."""
-    if any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
-        raise ValueError(f"it asks for a tensor of shape {shape}; handheld makes at most {LARGEST} elements")
     typed = context.outputs[0].shape if context else None
     if typed is not None and (
         len(typed) != len(shape) or any(want not in (None, size) for want, size in zip(typed, shape, strict=True))
     ):
         raise ValueError(f"it asks for the shape {shape}; the program declares {typed}")
+    limit = LARGEST if typed is None or None in typed else LARGEST_DECLARED
+    if any(size < 0 for size in shape) or math.prod(shape) > limit:
+        raise ValueError(f"it asks for a tensor of shape {shape}; handheld makes at most {limit} elements")
     return shape
 
 
