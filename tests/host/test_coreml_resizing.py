@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from coreml_one import Array, compute
 from coreml_properties import checked, close, given_only, halves, normal, opsets, seeds, shapes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handheld.runtimes.coreml.errors import CoreMLError
@@ -198,7 +198,7 @@ def test_crop(shape: tuple[int, ...], data: st.DataObject, seed: int, dtype: Any
     np.testing.assert_array_equal(found, expected)
 
 
-@checked
+@settings(checked, max_examples=80)
 @given(
     st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(2, 6)] * 2),
     st.integers(1, 3),
