@@ -391,3 +391,12 @@ def test_refused(name: str, inputs: dict[str, Any]) -> None:
 def _scale(scale: float | None) -> Any:
     """A scale is of single precision also where the image is not."""
     return np.float32(scale) if isinstance(scale, float) else scale
+
+
+def test_boxes_of_other_images() -> None:
+    x = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((1, 1, 2, 2), np.float32)
+    inputs = {"x": x, "boxes": np.zeros((3, 4), np.float32)}
+    for which in ([2, 0, 1], [1, 1, 1], None):
+        given = inputs if which is None else {**inputs, "box_indices": np.array(which, np.int32)}
+        (found,) = compute("crop_resize", given, np.zeros((3, 1, 1, 1), np.float32))
+        assert found.reshape(-1).tolist() == (which or [0, 1, 2])
