@@ -113,7 +113,7 @@ def _turn(request: _Request) -> Turn:
     with tempfile.TemporaryDirectory(prefix="handheld-coreml-") as place:
         folder = Path(place)
         files.write_record(folder / REQUEST, request)
-        environment = {"OMP_NUM_THREADS": str(request.threads)}
+        environment = {"OMP_NUM_THREADS": str(request.threads), "THP_MEM_ALLOC_ENABLE": "1"}
         ended = Children().run(
             "handheld.benchmarks.coreml", ["--child", place], log=folder / "log", timeout=LIMIT, environment=environment
         )

@@ -5,6 +5,7 @@ it is not the scheduling, the speed or the rounding of a given Apple chip. On ma
 runtime (`handheld.runtimes.coreml.apple`).
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ def open_package(
     Apple's runtime, and means nothing here. Raises `CoreMLError`, which is a `RuntimeError`, if the file is not whole
     or has something that is not executed: all of that is listed at once.
     """
+    # PyTorch's own switch, read when it first allocates: large tensors lie in huge pages, which are there three times
+    # as soon (where Linux gives them when asked: /sys/kernel/mm/transparent_hugepage/enabled).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from handheld.runtimes.coreml.model import Model
 
     return Model(Path(getattr(path, "package_path", path)), function_name or None, settings or Settings())

@@ -5,6 +5,7 @@ nearest that a CPU comes to accelerators, which store halves and accumulate wide
 type that the program declares.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from handheld.runtimes.coreml.errors import CoreMLError
 from handheld.runtimes.coreml.operators.base import Block, Context, Declared, Tensors, Value, python_value
+from handheld.runtimes.coreml.pieces import TOGETHER, cut
 from handheld.runtimes.coreml.program import Body, Expression, Key, Program, Step
+from handheld.runtimes.coreml.scratch import Scratch
 from handheld.runtimes.coreml.settings import Settings
 
 WIDER = {
@@ -77,13 +80,14 @@ class Run:
     def __post_init__(self) -> None:
         self._generator = torch.Generator()
         self._generator.seed()
+        self._scratch = Scratch()
 
     def __call__(self, inputs: dict[str, Value]) -> list[Value]:
         """The function's outputs, in order."""
         for name, value in inputs.items():
             if isinstance(value, Tensor) and value.dtype.is_floating_point and not bool(value.isfinite().all()):
                 self.spoilt.add(name)
-                self.findings.append(finding(name, "input", value, float("inf")))
+                self.findings.append(finding(name, "input", value, math.inf))
         return self._body(self.program.body, dict(inputs))
 
     def _body(self, body: Body, scope: dict[str, Value]) -> list[Value]:
@@ -102,7 +106,10 @@ class Run:
     def _step(self, step: Step, scope: dict[str, Value]) -> list[Value]:
         operator = step.operator
         try:
+            if operator.name in TOGETHER and (made := self._in_pieces(step, scope)) is not None:
+                return [made]
             arguments = dict(step.fixed)
+            self._scratch.start()
             for parameter, form, keys in step.operands:
                 if form is Tensors:
                     arguments[parameter] = tuple(self._operand(key, scope, operator.moves) for key in keys)
@@ -131,25 +138,58 @@ class Run:
             text = str(error).strip().splitlines()
             raise CoreMLError(f"{step.describe()}: {text[0] if text else type(error).__name__}") from error
 
+    def _in_pieces(self, step: Step, scope: dict[str, Value]) -> Tensor | None:
+        """The result of a large operation, made piece by piece; None if it is not to be cut."""
+        operands = {parameter: self._read(keys[0], scope) for parameter, _, keys in step.operands}
+        tensors = {parameter: value for parameter, value in operands.items() if isinstance(value, Tensor)}
+        plan = cut(step, tensors.values())
+        name, declared = step.outputs[0]
+        if plan is None or declared is None or len(tensors) < len(operands):
+            return None
+        arguments = dict(step.fixed)
+        if step.operator.wants_context:
+            arguments["context"] = Context((declared,), self.program.opset)
+        result = torch.empty(plan.shape, dtype=self.kept_as(declared.dtype))
+        for start in plan.starts():
+            self._scratch.start()
+            for parameter, tensor in tensors.items():
+                part = plan.part(tensor, start)
+                arguments[parameter] = self._scratch.float(part) if part.dtype == torch.float16 else part
+            piece, place = step.operator.function(**arguments), plan.part(result, start)
+            if piece.shape != place.shape:
+                raise ValueError(f"it gives the shape {tuple(piece.shape)} for a part of {tuple(place.shape)}")
+            place.copy_(piece)
+            self._look(step, name, piece, place)
+        return result
+
     def _read(self, key: Key, scope: dict[str, Value]) -> Value:
         if isinstance(key, str):
             return scope[key]
         value = self.program.constants[key]
         if isinstance(value, Expression):
-            return self._step(value.step, {})[value.index]
+            scratch, self._scratch = self._scratch, Scratch()  # the operation that reads it is using ours
+            try:
+                return self._step(value.step, {})[value.index]
+            finally:
+                self._scratch = scratch
         if isinstance(value, Tensor) and self.kept_as(value.dtype) != value.dtype:
             return value.float()
         return value
 
     def _operand(self, key: Key, scope: dict[str, Value], as_it_is: bool) -> Value:
-        if as_it_is or isinstance(key, str):
-            return widened(self._read(key, scope), MOVABLE if as_it_is else WIDER)
-        if key not in self.cache:
-            value = widened(self._read(key, scope), WIDER)
-            if self.settings.expand == "use" and (not isinstance(value, Tensor) or value.numel() > SMALL):
-                return value
-            self.cache[key] = value
-        return self.cache[key]
+        """An operand as the operator takes it."""
+        if isinstance(key, int) and not as_it_is and key in self.cache:
+            return self.cache[key]
+        value = self._read(key, scope)
+        if not isinstance(value, Tensor) or value.dtype not in (MOVABLE if as_it_is else WIDER):
+            return value
+        stays = isinstance(key, int) and (self.settings.expand == "once" or value.numel() <= SMALL)
+        if value.dtype == torch.float16 and not stays:
+            return self._scratch.float(value)
+        wide = value.to(WIDER[value.dtype])
+        if stays and not as_it_is:
+            self.cache[int(key)] = wide
+        return wide
 
     def _settled(self, step: Step, name: str, type: Declared | None, value: Value) -> Value:
         """A result in the dtype that is declared for it, checked."""
@@ -160,26 +200,28 @@ class Run:
             raise ValueError(f"it gives the shape {tuple(value.shape)}; the program declares {_shape(type.shape)}")
         if kind(value.dtype) != kind(expected):
             raise ValueError(f"it gives {value.dtype}; the program declares {type.dtype}")
-        if value.dtype.is_floating_point and value.numel():
-            self._look(step, name, value, expected)
-        return value.to(expected)
+        rounded = value.to(expected)
+        if rounded.dtype.is_floating_point and value.numel():
+            self._look(step, name, value, rounded)
+        return rounded.clone() if self._scratch.owns(rounded) else rounded
 
     def kept_as(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which values of a declared one are kept."""
         return torch.float32 if dtype == torch.float16 and self.settings.precision == "float32" else dtype
 
-    def _look(self, step: Step, name: str, value: Tensor, expected: torch.dtype) -> None:
-        spoilt = any(read in self.spoilt for read in step.reads())
+    def _look(self, step: Step, name: str, value: Tensor, rounded: Tensor) -> None:
+        """Note a result that is not finite, as a finding if all that went into it was."""
+        spoilt = name in self.spoilt or not self.spoilt.isdisjoint(step.reads())
         if step.operator.moves:
             if spoilt:
                 self.spoilt.add(name)
             return
-        low, high = (float(edge) for edge in torch.aminmax(value))
-        limit = HALF_OVERFLOWS_AT if expected == torch.float16 else float("inf")
-        if -limit < low and high < limit:
+        low, high = torch.aminmax(rounded)
+        if math.isfinite(low.item()) and math.isfinite(high.item()):
             return
         self.spoilt.add(name)
         if not spoilt:
+            limit = HALF_OVERFLOWS_AT if rounded.dtype == torch.float16 else math.inf
             self.findings.append(finding(step.name, step.operator.name, value, limit))
 
 
@@ -188,18 +230,11 @@ def finding(operation: str, operator: str, value: Tensor, limit: float) -> Findi
     nan, magnitude = value.isnan(), value.abs()
     wrong = nan | (magnitude >= limit)
     finite = magnitude[magnitude.isfinite()]
-    largest = float(finite.max()) if finite.numel() else float("inf")
+    largest = float(finite.max()) if finite.numel() else math.inf
     name: Literal["overflow", "inf", "nan"] = (
         "nan" if bool(nan.any()) else "overflow" if bool((magnitude.isfinite() & wrong).any()) else "inf"
     )
     return Finding(operation, operator, name, int(wrong.sum()), largest)
-
-
-def widened(value: Value, wider: dict[torch.dtype, torch.dtype]) -> Value:
-    """A value as operators take it."""
-    if isinstance(value, Tensor) and value.dtype in wider:
-        return value.to(wider[value.dtype])
-    return value
 
 
 def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:

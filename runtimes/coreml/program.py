@@ -194,7 +194,7 @@ class _Binder:
         if missing:
             self._wrong.append(f"{label} lacks {', '.join(missing)}")
         fixed, operands = {}, []
-        for key in given.keys() & found.parameters.keys():
+        for key in (key for key in found.parameters if key in given):
             form = found.parameters[key].form
             if form in (Tensor, Tensors) or not self._is_known(given[key]):
                 operands.append((key, form, given[key]))
