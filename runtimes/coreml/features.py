@@ -184,7 +184,7 @@ def _taken(feature: Any, value: Value) -> Any:
     kind = feature.type.WhichOneof("Type")
     if kind == "imageType":
         return _picture(feature.type.imageType, value)
-    array = np.atleast_1d(value.numpy())
+    array = np.atleast_1d(np.array(value.numpy()))  # a copy: it may be a constant of the file, an input, or a state
     if kind == "multiArrayType" and feature.type.multiArrayType.dataType:
         described = feature.type.multiArrayType
         dtype: np.dtype[Any] = ARRAY_DTYPES[type(described).ArrayDataType.Name(described.dataType)]

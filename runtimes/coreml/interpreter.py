@@ -42,6 +42,12 @@ HALF_MAX = 65504.0
 HALF_OVERFLOWS_AT = 65520.0
 """The smallest number that rounds to infinity in half precision."""
 
+STEPS = 10_000_000
+"""After so many operations a program is taken for one that does not end."""
+
+FAILED = "Unable to compute the prediction using ML Program"
+"""Apple's words, which callers look for."""
+
 Observer = Callable[[Step, str, Value], Value | None]
 """Is told of every value as it is made: by which step, its name. What it returns, if anything, takes its place."""
 
@@ -81,6 +87,7 @@ class Run:
         self._generator = torch.Generator()
         self._generator.seed()
         self._scratch = Scratch()
+        self._steps = 0
 
     def __call__(self, inputs: dict[str, Value]) -> list[Value]:
         """The function's outputs, in order."""
@@ -101,6 +108,9 @@ class Run:
 
     def _block(self, body: Body, scope: dict[str, Value], operands: Sequence[Value]) -> list[Value]:
         """A nested block, which sees what is around it."""
+        self._steps += len(body.steps) + 1
+        if self._steps > STEPS:
+            raise ValueError(f"the program has not ended after {STEPS} operations in loops")
         return self._body(body, scope | dict(zip(body.inputs, operands, strict=True)))
 
     def _step(self, step: Step, scope: dict[str, Value]) -> list[Value]:
@@ -132,11 +142,11 @@ class Run:
         except CoreMLError:
             raise
         except MemoryError:
-            raise CoreMLError(f"{step.describe()}: there is not enough memory for it.") from None
+            raise CoreMLError(f"{FAILED}: {step.describe()}: there is not enough memory for it.") from None
         # What torch raises when operands do not fit is one of many.
         except Exception as error:
             text = str(error).strip().splitlines()
-            raise CoreMLError(f"{step.describe()}: {text[0] if text else type(error).__name__}") from error
+            raise CoreMLError(f"{FAILED}: {step.describe()}: {text[0] if text else type(error).__name__}") from error
 
     def _in_pieces(self, step: Step, scope: dict[str, Value]) -> Tensor | None:
         """The result of a large operation, made piece by piece; None if it is not to be cut."""

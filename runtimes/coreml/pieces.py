@@ -17,7 +17,7 @@ PIECE = 2**22
 _ELEMENTWISE = ("add", "sub", "mul", "real_div", "maximum", "minimum", "gelu", "silu", "sigmoid", "relu", "exp", "clip")
 
 TOGETHER = {"softmax": 1, "matmul": 2, **dict.fromkeys(_ELEMENTWISE, 0)}
-"""Operator -> how many of the last dimensions belong together. Its parts along those before do not depend on another."""
+"""Operator -> how many of the last dimensions belong together: parts along those before do not depend on each other."""
 
 
 @dataclass(frozen=True)
