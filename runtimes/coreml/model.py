@@ -13,7 +13,7 @@ from handheld.runtimes.coreml.errors import CoreMLError
 from handheld.runtimes.coreml.features import Array, Features
 from handheld.runtimes.coreml.interpreter import Finding, Observer, Run
 from handheld.runtimes.coreml.operators.base import StateCell, Value
-from handheld.runtimes.coreml.program import bind
+from handheld.runtimes.coreml.program import Expression, bind
 from handheld.runtimes.coreml.settings import Settings
 
 
@@ -70,12 +70,11 @@ class Model:
         return f"<handheld's Core ML runtime (numerics only, by PyTorch on the CPU): {self.path}>"
 
     def holds_halves(self) -> bool:
-        """Whether the program computes anything in half precision."""
-        return any(
-            type is not None and type.dtype == torch.float16
-            for step in self._program.body.walk()
-            for _, type in step.outputs
-        )
+        """Whether anything in the program, constants included, is in half precision."""
+        constants = self._program.constants
+        steps = [*self._program.body.walk(), *(one.step for one in constants if isinstance(one, Expression))]
+        declared = [type.dtype for step in steps for _, type in step.outputs if type]
+        return torch.float16 in [*declared, *(one.dtype for one in constants if isinstance(one, torch.Tensor))]
 
     def pictures(self) -> dict[str, tuple[int, int]]:
         """The inputs that are pictures: height and width."""
