@@ -10,7 +10,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from handheld.errors import HandheldError, missing_extra
 from handheld.export import versions
 from handheld.export.formats.base import Signature
 from handheld.models.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    from handheld.runtimes.job import Finding
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 ComputeUnit = Literal["cpu", "gpu", "npu", "all"]
@@ -45,8 +48,8 @@ class Session(ABC):
             raise HandheldError(f"the runtime failed while running: {first_line(error)}") from error
         return self.unpack(outputs)
 
-    def findings(self) -> tuple[str, ...]:
-        """What the runtime saw of the last run's numbers, in words; most see nothing."""
+    def findings(self) -> "tuple[Finding, ...]":
+        """What the runtime saw of the last run's numbers; most see nothing."""
         return ()
 
     def pack(self, inputs: Mapping[str, Array]) -> list[Array]:

@@ -124,6 +124,26 @@ class StateSample(Record):
     low_power_mode: bool | None = None
 
 
+class Finding(Record):
+    """Where numbers stopped being finite although all that went in was: by which operation, and how.
+
+    "overflow" passed 65504, the largest half, when it was rounded; "inf" and "nan" were so before. `largest` is the
+    largest finite magnitude before rounding. `line` is the place in the model's source, where somebody looked it up.
+    """
+
+    operation: str
+    operator: str
+    kind: Literal["overflow", "inf", "nan"]
+    count: int
+    largest: float
+    line: str | None = None
+
+    def __str__(self) -> str:
+        what = {"overflow": "past 65504, the largest half", "inf": "infinite", "nan": "no numbers"}[self.kind]
+        place = f", at {self.line}" if self.line else ""
+        return f"{self.operator} {self.operation!r}: {self.count} values {what}; largest finite {self.largest:g}{place}"
+
+
 class Result(Record):
     """What came of a job. With an `error`, whatever was measured before it is kept.
 
@@ -131,7 +151,7 @@ class Result(Record):
     `compile_ns` is a compilation on the device before it, where the platform has one (Core ML). `first_run_ns` is the
     first run of the first case. `samples_ns` holds every timed run, `warmup_ns` those before them.
     `instructions_per_inference` is counted by an emulator. `runtime_versions` is by distribution. `findings` is what
-    the runtime itself saw of the numbers, in words: which operator first gave one that is not finite.
+    the runtime itself saw of the numbers.
     """
 
     schema_version: Literal[1] = 1
@@ -150,5 +170,5 @@ class Result(Record):
     peak_memory_method: str = ""
     states: tuple[StateSample, ...] = ()
     outputs: tuple[tuple[TensorFile, ...], ...] = ()
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     error: Failure | None = None

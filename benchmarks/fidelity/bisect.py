@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from handheld.benchmarks.cells import ArtifactFolder
-from handheld.benchmarks.fidelity.departures import Departure, departures
+from handheld.benchmarks.fidelity.departures import Compared, compare
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.cache import Cache
@@ -37,12 +37,12 @@ class _Request(Record):
 
 
 class _Reply(Record):
-    departures: tuple[Departure, ...] = ()
+    compared: Compared | None = None
     failed: str | None = None
 
 
-def bisect(found: ArtifactFolder, case: int, timeout: float) -> tuple[Departure, ...]:
-    """The operations of an artifact that depart from its model on one golden input, in order.
+def bisect(found: ArtifactFolder, case: int, timeout: float) -> Compared:
+    """An artifact's operations beside its model's on one golden input.
 
     Raises `HandheldError` if the format's values cannot be seen, or the model's program is not in the cache any more.
     """
@@ -67,9 +67,9 @@ def bisect(found: ArtifactFolder, case: int, timeout: float) -> tuple[Departure,
         if not (folder / REPLY).exists():
             raise HandheldError(f"{found.name} could not be compared operation by operation: {ended.describe()}")
         reply = files.read_record(folder / REPLY, _Reply)
-    if reply.failed:
-        raise HandheldError(reply.failed)
-    return reply.departures
+    if reply.compared is None:
+        raise HandheldError(reply.failed or "nothing was compared.")
+    return reply.compared
 
 
 def cached_program(sha256: str) -> Path:
@@ -83,7 +83,7 @@ def cached_program(sha256: str) -> Path:
     raise HandheldError("the model's program is not in the cache any more.", hint="Export the model again.")
 
 
-def _found(request: _Request) -> tuple[Departure, ...]:
+def _compared(request: _Request) -> Compared:
     import torch
 
     from handheld.export import formats, rewrites
@@ -98,14 +98,14 @@ def _found(request: _Request) -> tuple[Departure, ...]:
     graph, casts = target.graph(program, request.options)
     arrays = GoldenData(request.golden).inputs(request.case)
     inputs = {name: torch.from_numpy(array.astype(casts.get(name, array.dtype))) for name, array in arrays.items()}
-    return tuple(departures(request.artifact, program, graph, inputs, half=request.half))
+    return compare(request.artifact, program, graph, inputs, half=request.half)
 
 
 def main(folder: Path) -> None:
     """Answer the request in `folder`."""
     die_with_parent()
     try:
-        reply = _Reply(departures=_found(files.read_record(folder / REQUEST, _Request)))
+        reply = _Reply(compared=_compared(files.read_record(folder / REQUEST, _Request)))
     except HandheldError as error:
         reply = _Reply(failed=str(error))
     files.write_record(folder / REPLY, reply)

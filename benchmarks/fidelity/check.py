@@ -23,7 +23,7 @@ from handheld.export.manifest import Manifest
 from handheld.export.metrics import Array
 from handheld.record import Record
 from handheld.runtimes import targets
-from handheld.runtimes.job import Basis, Result
+from handheld.runtimes.job import Basis, Finding, Result
 from handheld.runtimes.jobfolder import read_outputs, write_job
 from handheld.runtimes.targets import Target
 
@@ -55,7 +55,7 @@ class CheckCell(Record):
     limit_db: float | None = None
     parity: Parity | None = None
     altered: bool = False
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     departures: tuple[Departure, ...] | None = None
 
     @property
@@ -137,7 +137,9 @@ def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCe
     """The cell with its departures: on the input that came out worst."""
     worst = cell.parity.worst_case if cell.parity else 0
     try:
-        return cell.model_copy(update={"departures": bisecting.bisect(found, worst, timeout)})
+        seen = bisecting.bisect(found, worst, timeout)
+        findings = tuple(f.model_copy(update={"line": seen.lines.get(f.operation)}) for f in cell.findings)
+        return cell.model_copy(update={"departures": seen.departures, "findings": findings})
     except HandheldError as error:
         reason = f"not bisected: {error}"
         return cell.model_copy(update={"reason": f"{cell.reason}; {reason}" if cell.reason else reason})

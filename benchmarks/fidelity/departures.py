@@ -45,10 +45,17 @@ class Departure(Record):
     since: tuple[str, ...] = ()
 
 
-def departures(
+class Compared(Record):
+    """The operations that depart, in order, and the lines of the model's source that operations stem from."""
+
+    departures: tuple[Departure, ...]
+    lines: dict[str, str]
+
+
+def compare(
     artifact: Path, program: "Program", graph: "ExportedProgram", inputs: "Mapping[str, torch.Tensor]", *, half: bool
-) -> list[Departure]:
-    """The operations of a package that depart from the graph it was made of, on these inputs, in order.
+) -> Compared:
+    """The operations of a package beside the graph it was made of, on these inputs.
 
     `half`: the package stores weights in half precision. Raises `HandheldError` if no value has a counterpart.
     """
@@ -58,6 +65,7 @@ def departures(
     for spec, node in zip(program.outputs, graph.graph.output_node().args[0], strict=True):
         values[spec.name], nodes[spec.name] = values[node.name], node
     found: list[Departure] = []
+    lines: dict[str, str] = {}
     unmatched: list[str] = []
     matched = 0
 
@@ -69,6 +77,9 @@ def departures(
             unmatched.append(step.describe())
             return None
         matched += 1
+        line = source_line(nodes[key].meta.get("stack_trace"))
+        if line:
+            lines[step.name] = line
         error = relative_error(expected, value)
         if not error <= LIMIT:
             found.append(
@@ -76,7 +87,7 @@ def departures(
                     operation=step.name,
                     operator=step.operator.name,
                     error=error,
-                    line=source_line(nodes[key].meta.get("stack_trace")),
+                    line=line,
                     since=tuple(unmatched),
                 )
             )
@@ -87,7 +98,7 @@ def departures(
     open_package(artifact, settings=Settings(precision="float32")).predict(inputs, observe=observe)
     if not matched:
         raise HandheldError(f"no operation of {artifact} has the name of one in the model's graph.")
-    return found
+    return Compared(departures=tuple(found), lines=lines)
 
 
 def _comparable(value: Any, expected: Any) -> bool:

@@ -143,7 +143,7 @@ def latency(cell: BenchCell) -> str:
 
 
 def _notes(row: Row) -> list[str]:
-    notes = [f"check: {text}" for c in row.checks for text in (c.reason, *c.findings) if text]
+    notes = [f"check: {text}" for c in row.checks for text in (c.reason, *map(str, c.findings)) if text]
     notes += [f"bench: {b.reason}" for b in row.measurements if b.reason]
     notes += [caution for b in row.measurements if b.measurement and (caution := b.measurement.caution())]
     if row.manifest.signature.casts:

@@ -20,6 +20,7 @@ from handheld.runtimes.coreml.pieces import TOGETHER, cut
 from handheld.runtimes.coreml.program import Body, Expression, Key, Program, Step
 from handheld.runtimes.coreml.scratch import Scratch
 from handheld.runtimes.coreml.settings import Settings
+from handheld.runtimes.job import Finding
 
 WIDER = {
     torch.float16: torch.float32,
@@ -50,24 +51,6 @@ FAILED = "Unable to compute the prediction using ML Program"
 
 Observer = Callable[[Step, str, Value], Value | None]
 """Is told of every value as it is made: by which step, its name. What it returns, if anything, takes its place."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Where numbers stopped being finite although all that went in was.
-
-    `largest` is the largest finite magnitude before rounding, or infinity.
-    """
-
-    operation: str
-    operator: str
-    kind: Literal["overflow", "inf", "nan"]
-    count: int
-    largest: float
-
-    def __str__(self) -> str:
-        what = {"overflow": "past 65504, the largest half", "inf": "infinite", "nan": "not a number"}[self.kind]
-        return f"{self.operator} {self.operation!r}: {self.count} values {what} (largest finite {self.largest:g})"
 
 
 @dataclass
@@ -244,7 +227,7 @@ def finding(operation: str, operator: str, value: Tensor, limit: float) -> Findi
     name: Literal["overflow", "inf", "nan"] = (
         "nan" if bool(nan.any()) else "overflow" if bool((magnitude.isfinite() & wrong).any()) else "inf"
     )
-    return Finding(operation, operator, name, int(wrong.sum()), largest)
+    return Finding(operation=operation, operator=operator, kind=name, count=int(wrong.sum()), largest=largest)
 
 
 def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:

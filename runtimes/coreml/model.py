@@ -11,10 +11,11 @@ from handheld.errors import HandheldError, unknown
 from handheld.export.formats.coreml_package import Package
 from handheld.runtimes.coreml.errors import CoreMLError
 from handheld.runtimes.coreml.features import Array, Features
-from handheld.runtimes.coreml.interpreter import Finding, Observer, Run
+from handheld.runtimes.coreml.interpreter import Observer, Run
 from handheld.runtimes.coreml.operators.base import StateCell, Value
 from handheld.runtimes.coreml.program import Expression, bind
 from handheld.runtimes.coreml.settings import Settings
+from handheld.runtimes.job import Finding
 
 
 class State:

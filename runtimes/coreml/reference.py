@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from handheld.export.formats.base import Signature
 from handheld.runtimes.base import Array, ComputeUnit, Runtime, Session
 from handheld.runtimes.coreml.apple import picture
+from handheld.runtimes.job import Finding
 
 if TYPE_CHECKING:
     from handheld.runtimes.coreml.model import Model
@@ -28,9 +29,9 @@ class CoreMLReferenceSession(Session):
         outputs = self._model.predict(fed)
         return [outputs[spec.name].reshape(spec.shape or ()) for spec in self.signature.outputs]
 
-    def findings(self) -> tuple[str, ...]:
+    def findings(self) -> tuple[Finding, ...]:
         """See `Session.findings`."""
-        return tuple(map(str, self._model.findings))
+        return tuple(self._model.findings)
 
 
 class CoreMLReference(Runtime):

@@ -99,7 +99,7 @@ def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
 
 def _reason(cell: CheckCell) -> str | None:
     altered = "altered: the file is not the one that its manifest describes" if cell.altered else None
-    return "; ".join(filter(None, (altered, cell.reason, *cell.findings))) or None
+    return "; ".join(filter(None, (altered, cell.reason, *map(str, cell.findings)))) or None
 
 
 def _parity(cell: CheckCell) -> list[str]:

@@ -22,8 +22,8 @@ from handheld.runtimes.coreml.operators.base import Ints, Operator
 _OPERATORS = """
 add avg_pool batch_norm cast clip concat conv conv_transpose cos exp expand_dims gather gelu greater_equal layer_norm
 linear matmul max_pool mul pad pow real_div reduce_mean reduce_sum relu reshape resize_bilinear rsqrt
-scaled_dot_product_attention select sigmoid silu sin slice_by_index softmax split sqrt square squeeze stack sub tanh tile
-transpose upsample_bilinear upsample_nearest_neighbor
+scaled_dot_product_attention select sigmoid silu sin slice_by_index softmax split sqrt square squeeze stack sub tanh
+tile transpose upsample_bilinear upsample_nearest_neighbor
 """
 OPERATORS = _OPERATORS.split()
 """Those of vision transformers, diffusion networks, decoders and text encoders, and their nearest kin."""

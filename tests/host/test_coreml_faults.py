@@ -17,7 +17,7 @@ from lean_coremltools import coremltools
 from test_road import document, handheld
 
 from handheld.benchmarks.cells import ArtifactFolder, find
-from handheld.benchmarks.fidelity.departures import LIMIT, departures
+from handheld.benchmarks.fidelity.departures import LIMIT, compare
 from handheld.errors import HandheldError
 from handheld.export import formats, rewrites
 from handheld.export.formats.base import Options
@@ -202,7 +202,7 @@ class Exported:
 
     def departures(self, artifact: Path) -> Any:
         half = self.found.recipe == "fp16"
-        return departures(artifact, self.program, self.graph, self.inputs, half=half)
+        return compare(artifact, self.program, self.graph, self.inputs, half=half).departures
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def copied(exported: Exported, place: Path) -> Path:
 
 
 def test_a_clean_file_has_no_departures(exported: Exported) -> None:
-    assert exported.departures(exported.found.artifact) == []
+    assert exported.departures(exported.found.artifact) == ()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -284,6 +284,20 @@ def test_what_passes_the_largest_half_is_named(folder: Path, tmp_path: Path) -> 
     name = operation.attributes["name"].immediateValue.tensor.strings.values[0]
     assert (first.operation, first.operator, first.kind) == (name, "conv", "overflow")
     assert first.largest > 65504 and len(model.findings) == 1, "what only passes it on is no finding"
+
+
+def test_check_names_what_passes_the_largest_half_and_its_line(folder: Path, tmp_path: Path) -> None:
+    cell = tmp_path / "net" / "coreml-fp16"
+    shutil.copytree(folder / "coreml-fp16", cell)
+    for name in ("golden.json", "golden.npz"):
+        shutil.copy(folder / name, cell.parent)
+    edit = Edit(cell / "net.mlpackage")
+    edit.blob(edit.operation("conv"), "weight")[:] = 30000
+    edit.save()
+    done = handheld("check", str(tmp_path), "--bisect", cache=folder.parent / "cache")
+    assert done.returncode == 1
+    told = " ".join(done.stdout.split())
+    assert "past 65504, the largest half" in told and "x = gelu(self.stem(image))" in told
 
 
 def test_damaged_packages_are_refused_or_run(folder: Path, tmp_path: Path) -> None:
