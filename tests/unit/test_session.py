@@ -121,11 +121,15 @@ def test_unknown_names_are_met_with_the_nearest() -> None:
         runtimes.for_format("corem1")
 
 
-def test_every_runtime_is_found_by_name_and_by_format() -> None:
+def test_every_runtime_is_found_by_name_and_by_format(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, runtime in runtimes.RUNTIMES.items():
         assert runtime.name == name
         assert runtimes.get(name) is runtime
-        assert [runtimes.for_format(format_name) for format_name in runtime.formats] == [runtime]
+        if "coreml" not in runtime.formats:
+            assert [runtimes.for_format(format_name) for format_name in runtime.formats] == [runtime]
+    for platform, expected in (("darwin", "coreml"), ("linux", "coreml-reference")):
+        monkeypatch.setattr("sys.platform", platform)
+        assert runtimes.for_format("coreml").name == expected
 
 
 def test_a_third_party_runtime_comes_through_its_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
