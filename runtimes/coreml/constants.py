@@ -11,7 +11,7 @@ import torch
 
 from handheld.export.formats.coreml_package import Package, schema
 from handheld.runtimes.coreml.errors import CoreMLError
-from handheld.runtimes.coreml.operators.base import Declared, Value
+from handheld.runtimes.coreml.operators.base import LARGEST, Declared, Value
 
 DTYPES: dict[str, tuple[torch.dtype, int]] = {
     "BOOL": (torch.bool, 0),
@@ -65,9 +65,12 @@ def shape_of(tensor_type: Any) -> tuple[int | None, ...] | None:
         return None
     if len(tensor_type.dimensions) > LARGEST_RANK:
         raise CoreMLError(f"a tensor of rank {len(tensor_type.dimensions)} is declared; Core ML has at most 5.")
-    return tuple(
+    shape = tuple(
         size.constant.size if size.WhichOneof("dimension") == "constant" else None for size in tensor_type.dimensions
     )
+    if math.prod(size for size in shape if size is not None) > LARGEST:
+        raise CoreMLError(f"a tensor of shape {shape} is declared, which no network for a phone has.")
+    return shape
 
 
 def constant(package: Package, value: Any) -> Value:

@@ -327,7 +327,7 @@ def test_a_package_that_is_not_whole_is_refused(tmp_path: Path) -> None:
 
     model, weights = (path / MODEL).read_bytes(), (path / WEIGHTS).read_bytes()
     assert "it has no model.mlmodel" in refused(MODEL, None)
-    assert "came no model" in refused(MODEL, b"")
+    assert "holds no model" in refused(MODEL, b"")
     assert "model.mlmodel is damaged" in refused(MODEL, model[: len(model) // 2])
     for size in range(1, len(model), 997):
         refused(MODEL, model[:size])

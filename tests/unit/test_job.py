@@ -251,7 +251,12 @@ HostTarget().run(Path(sys.argv[1]), 600)
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_parent_that_ends_takes_the_child_along(tmp_path: Path, sign: signal.Signals) -> None:
     folder = make_job(tmp_path, Behaviour(load="hang"))
-    with subprocess.Popen([sys.executable, "-c", PARENT, folder], stderr=subprocess.DEVNULL) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, folder],
+        stderr=subprocess.DEVNULL,
+        # A shell's background jobs ignore Ctrl-C, and hand that down to the tests and to what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as parent:
         child = wait_for(lambda: child_of(parent.pid))
         wait_for(lambda: "execute" in Path(f"/proc/{child}/cmdline").read_text())
         parent.send_signal(sign)
