@@ -135,19 +135,21 @@ class Run:
         """The result of a large operation, made piece by piece; None if it is not to be cut."""
         operands = {parameter: self._read(keys[0], scope) for parameter, _, keys in step.operands}
         tensors = {parameter: value for parameter, value in operands.items() if isinstance(value, Tensor)}
-        plan = cut(step, tensors.values())
+        plan = cut(step, tensors)
         name, declared = step.outputs[0]
         if plan is None or declared is None or len(tensors) < len(operands):
             return None
         arguments = dict(step.fixed)
         if step.operator.wants_context:
             arguments["context"] = Context((declared,), self.program.opset)
+        parts = {parameter: tensor for parameter, tensor in tensors.items() if plan.cuts(parameter, tensor)}
+        arguments |= {parameter: wide(tensor) for parameter, tensor in tensors.items() if parameter not in parts}
         result = torch.empty(plan.shape, dtype=self.kept_as(declared.dtype))
         for start in plan.starts():
             self._scratch.start()
-            for parameter, tensor in tensors.items():
+            for parameter, tensor in parts.items():
                 part = plan.part(tensor, start)
-                arguments[parameter] = self._scratch.float(part) if part.dtype == torch.float16 else part
+                arguments[parameter] = self._scratch.float(part) if part.dtype == torch.float16 else wide(part)
             piece, place = step.operator.function(**arguments), plan.part(result, start)
             if piece.shape != place.shape:
                 raise ValueError(f"it gives the shape {tuple(piece.shape)} for a part of {tuple(place.shape)}")
@@ -179,10 +181,10 @@ class Run:
         stays = isinstance(key, int) and (self.settings.expand == "once" or value.numel() <= SMALL)
         if value.dtype == torch.float16 and not stays:
             return self._scratch.float(value)
-        wide = value.to(WIDER[value.dtype])
+        widened = wide(value)
         if stays and not as_it_is:
-            self.cache[int(key)] = wide
-        return wide
+            self.cache[int(key)] = widened
+        return widened
 
     def _settled(self, step: Step, name: str, type: Declared | None, value: Value) -> Value:
         """A result in the dtype that is declared for it, checked."""
@@ -203,8 +205,8 @@ class Run:
         return torch.float32 if dtype == torch.float16 and self.settings.precision == "float32" else dtype
 
     def _look(self, step: Step, name: str, value: Tensor, rounded: Tensor) -> None:
-        """Note a result that is not finite, as a finding if all that went into it was."""
-        spoilt = name in self.spoilt or not self.spoilt.isdisjoint(step.reads())
+        """Note a result, or a piece of one, that is not finite: as a finding if all that went into it was."""
+        spoilt = not self.spoilt.isdisjoint(step.reads())
         if step.operator.moves:
             if spoilt:
                 self.spoilt.add(name)
@@ -212,10 +214,15 @@ class Run:
         low, high = torch.aminmax(rounded)
         if math.isfinite(low.item()) and math.isfinite(high.item()):
             return
-        self.spoilt.add(name)
         if not spoilt:
             limit = HALF_OVERFLOWS_AT if rounded.dtype == torch.float16 else math.inf
-            self.findings.append(finding(step.name, step.operator.name, value, limit))
+            found = finding(step.name, step.operator.name, value, limit)
+            if name in self.spoilt:  # by another piece of it
+                old = self.findings.pop()
+                more = {"count": old.count + found.count, "largest": max(old.largest, found.largest), "kind": old.kind}
+                found = found.model_copy(update=more)
+            self.findings.append(found)
+        self.spoilt.add(name)
 
 
 def finding(operation: str, operator: str, value: Tensor, limit: float) -> Finding:
@@ -228,6 +235,11 @@ def finding(operation: str, operator: str, value: Tensor, limit: float) -> Findi
         "nan" if bool(nan.any()) else "overflow" if bool((magnitude.isfinite() & wrong).any()) else "inf"
     )
     return Finding(operation=operation, operator=operator, kind=name, count=int(wrong.sum()), largest=largest)
+
+
+def wide(value: Tensor) -> Tensor:
+    """A tensor in the dtype that operators compute with."""
+    return value.to(WIDER.get(value.dtype, value.dtype))
 
 
 def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
