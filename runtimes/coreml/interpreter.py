@@ -217,7 +217,7 @@ class Run:
         if not spoilt:
             limit = HALF_OVERFLOWS_AT if rounded.dtype == torch.float16 else math.inf
             found = finding(step.name, step.operator.name, value, limit)
-            if name in self.spoilt:  # by another piece of it
+            if self.findings and self.findings[-1].operation == step.name:  # another piece, or round, of it
                 old = self.findings.pop()
                 more = {"count": old.count + found.count, "largest": max(old.largest, found.largest), "kind": old.kind}
                 found = found.model_copy(update=more)
