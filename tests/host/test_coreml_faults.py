@@ -24,7 +24,7 @@ from handheld.export.formats.base import Options
 from handheld.export.formats.coreml_package import Package
 from handheld.export.golden import GoldenData
 from handheld.export.program import Program
-from handheld.runtimes.coreml import open_package
+from handheld.runtimes.coreml import Settings, open_package
 
 # coremltools and torch warn of each other's internals; what is tested here is what is found.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -350,3 +350,17 @@ def test_wrong_inputs_are_said(folder: Path) -> None:
             model.predict(inputs)
     model.predict({"image": np.where(image > 1, np.nan, image)})
     assert (model.findings[0].operation, model.findings[0].kind) == ("image", "nan") and len(model.findings) == 1
+
+
+def test_settings_change_what_is_rounded_and_what_is_kept(folder: Path) -> None:
+    """In float32 nothing but the weights is rounded; constants expanded once give what those expanded at use do."""
+    inputs, (expected,) = GoldenData(folder).inputs(0), GoldenData(folder).outputs(0).values()
+    package = folder / "coreml-fp16" / "net.mlpackage"
+
+    def error(settings: Settings) -> float:
+        model = open_package(package, settings=settings)
+        first, again = (next(iter(model.predict(inputs).values())) for _ in range(2))
+        assert np.array_equal(first, again)
+        return float(np.abs(first - expected).max())
+
+    assert 0 < error(Settings(precision="float32")) < error(Settings()) == error(Settings(expand="once"))
