@@ -312,3 +312,14 @@ def test_suppression_of_nothing_and_of_what_does_not_fit() -> None:
     with pytest.raises(CoreMLError, match="at most"):
         options["max_boxes"] = 2**30
         check("non_maximum_suppression", *expected, *none, opset=16, boxes=boxes, scores=scores, **options)
+
+
+def test_split_into_another_number_of_parts_than_are_declared_is_refused() -> None:
+    x = np.arange(6, dtype=np.float32)
+    half = np.zeros(3, np.float32)
+    assert [part.tolist() for part in compute("split", {"x": x, "axis": 0, "num_splits": 2}, half, half)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
+    with pytest.raises(RuntimeError, match="3 parts"):
+        compute("split", {"x": x, "axis": 0, "num_splits": 3}, half, half)
