@@ -241,7 +241,8 @@ def ship(
 @app.command(
     epilog="\b\nExamples:\n"
     "  handheld check out\n"
-    "  handheld check out --require coreai,litert,onnx --json\n\n"
+    "  handheld check out --require coreml,litert,onnx --json\n"
+    "  handheld check out --bisect\n\n"
     "Exit codes: 0 every cell that ran passed and at least one ran; 1 a parity failure; 2 it could not be done."
 )
 def check(
