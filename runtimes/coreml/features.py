@@ -44,6 +44,7 @@ class Features:
             for name, feature in self._described.items()
             if feature.type.WhichOneof("Type") == "imageType"
         }
+        self.inputs = tuple(self._described)
         self._inputs = inputs
         for feature in (*description.input, *description.output):
             _require_known(feature)

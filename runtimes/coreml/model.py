@@ -77,6 +77,10 @@ class Model:
         declared = [type.dtype for step in steps for _, type in step.outputs if type]
         return torch.float16 in [*declared, *(one.dtype for one in constants if isinstance(one, torch.Tensor))]
 
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs, in order."""
+        return self._features.inputs
+
     def pictures(self) -> dict[str, tuple[int, int]]:
         """The inputs that are pictures: height and width."""
         return self._features.pictures

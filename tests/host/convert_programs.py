@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from format_programs import NETWORKS, Convolution, Svd, boundary, draw, network, program
 from torch import nn
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import gelu, max_pool2d
 
 from handheld.export import formats, rewrites
 from handheld.export.formats.base import Options, UnsupportedOperatorError
@@ -121,6 +121,9 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "argsort": lambda: program(Function(torch.argsort), [MATRIX], ["order"]),
     "inverse": lambda: program(Function(lambda x: torch.linalg.inv(x + 4 * torch.eye(4))), [MATRIX], ["inverse"]),
     "where": lambda: program(Function(lambda x: max_pool2d(x[None], 2, return_indices=True)[1]), [MATRIX], ["indices"]),
+    "scaled": lambda: program(
+        Function(lambda x: torch.add(x, x * x, alpha=2) - gelu(x, approximate="tanh")), [MATRIX], ["y"]
+    ),
     "airy": lambda: program(Airy(), [MATRIX], ["values"]),
 }
 

@@ -12,11 +12,13 @@ import pytest
 from converted import Converted
 
 from handheld import runtimes
+from handheld.export.formats import pte
 from handheld.export.formats.base import Signature
 from handheld.export.formats.executorch import ExecuTorch, ExecuTorchCoreML
 from handheld.export.formats.flatbuffer import Reader, Schema
 from handheld.export.metrics import Array
 from handheld.models.spec import TensorSpec
+from handheld.runtimes.coreml import open_package
 
 pytest.importorskip("executorch")
 
@@ -26,6 +28,7 @@ CASES = tuple(f"{name}:fp32" for name in (*SUPPORTED, "svd", "airy", "sort"))
 CORE_ML_CASES = (
     *("convolution:fp16", "convolution:fp32", "embedding:fp16", "boundary:fp32", "weight:fp32", "attribute:fp32"),
     "svd:fp16",
+    "scaled:fp32",
 )
 
 
@@ -193,3 +196,21 @@ def test_a_program_without_segments_has_no_extended_header_and_is_loaded(tmp_pat
     session = runtimes.for_format("executorch").load(path, Signature(inputs=(x, y), outputs=(larger,)))
     inputs = {"x": np.array([1, 5], np.float32), "y": np.array([2, 3], np.float32)}
     assert session.run(inputs)["larger"].tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("case", ["convolution.fp32", "convolution.fp16", "scaled.fp32"])
+def test_what_the_core_ml_delegate_is_given_computes_what_the_model_does(
+    made_core_ml: Converted, case: str, tmp_path: Path
+) -> None:
+    """Its package, taken out of the file and run by handheld's own Core ML runtime."""
+
+    def run(path: Path, signature: Signature, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        program = pte.Program(path)
+        (delegate,) = program.table["execution_plan"][0]["delegates"]
+        model = open_package(pte.unpack_core_ml(program.payload(delegate), tmp_path))
+        outputs = model.predict(dict(zip(model.inputs(), inputs.values(), strict=True)))
+        # Their order is the delegate call's, and what it casts is cast outside of the package.
+        by_shape = {array.shape: array for array in outputs.values()}
+        return {spec.name: by_shape[spec.shape].astype(spec.dtype) for spec in signature.outputs}
+
+    made_core_ml.assert_right(case, run)
