@@ -59,10 +59,14 @@ class Subject(Record):
     size_bytes: int
     turns: tuple[Turn, ...]
 
-    def run_seconds(self) -> float:
-        """The median over all turns' runs after the first; of the first ones if there is no other."""
+    def runs(self) -> list[float]:
+        """All turns' runs after the first; the first ones if there is no other."""
         runs = [seconds for turn in self.turns for seconds in turn.run_seconds]
-        return float(np.median(runs or [turn.first_seconds for turn in self.turns]))
+        return runs or [turn.first_seconds for turn in self.turns]
+
+    def run_seconds(self) -> float:
+        """The median of `runs`."""
+        return float(np.median(self.runs()))
 
 
 class CoreMLBenchmark(Record):
@@ -187,7 +191,7 @@ def _show(done: CoreMLBenchmark) -> None:
                 subject.name,
                 f"{subject.size_bytes / 1e6:.1f}",
                 f"{np.median([turn.load_seconds for turn in subject.turns]):.3f}",
-                f"{subject.run_seconds():.3f}",
+                f"{subject.run_seconds():.3f} ({min(subject.runs()):.3f}–{max(subject.runs()):.3f})",
                 f"{subject.run_seconds() / eager[model]:.2f}",
                 f"{peak / 1e6:.0f}",
                 f"{resident / 1e6:.0f}",
@@ -197,7 +201,8 @@ def _show(done: CoreMLBenchmark) -> None:
         )
     columns = ["subject", ">size MB", ">load s", ">run s", ">run / eager", ">peak MB", ">before load MB"]
     caption = (
-        f"measured on host: {done.device.processor}, {done.threads} threads; medians over processes in turn; PSNR of "
+        f"measured on host: {done.device.processor}, {done.threads} threads; medians (smallest–largest) over "
+        f"processes in turn; PSNR of "
         f"golden input 0 against eager; {', '.join(f'{name} {version}' for name, version in done.versions.items())}"
     )
     show_table(console(), "Core ML on this host", [*columns, ">PSNR dB", ">processes"], rows, caption=caption)

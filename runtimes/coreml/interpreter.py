@@ -39,7 +39,6 @@ MOVABLE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: t
 SMALL = 4096
 """Constants of at most so many elements stay widened."""
 
-HALF_MAX = 65504.0
 HALF_OVERFLOWS_AT = 65520.0
 """The smallest number that rounds to infinity in half precision."""
 
@@ -59,8 +58,8 @@ class Run:
 
     program: Program
     settings: Settings
-    cache: dict[int, Value]
-    """Constants that stay in the form that operators want, over calls."""
+    cache: dict[tuple[int, bool], Value]
+    """Constants that stay, over calls: by their number and whether the operator takes them as they are."""
     observe: Observer | None = None
     findings: list[Finding] = field(default_factory=list)
     spoilt: set[str] = field(default_factory=set)
@@ -133,12 +132,15 @@ class Run:
 
     def _in_pieces(self, step: Step, scope: dict[str, Value]) -> Tensor | None:
         """The result of a large operation, made piece by piece; None if it is not to be cut."""
-        operands = {parameter: self._read(keys[0], scope) for parameter, _, keys in step.operands}
-        tensors = {parameter: value for parameter, value in operands.items() if isinstance(value, Tensor)}
-        plan = cut(step, tensors)
+        places = {parameter: keys[0] for parameter, _, keys in step.operands}
+        # As they lie there: nothing is expanded to find out that nothing is to be cut.
+        raw = {p: scope[key] if isinstance(key, str) else self.program.constants[key] for p, key in places.items()}
+        plan = cut(step, {p: value for p, value in raw.items() if isinstance(value, Tensor)})
         name, declared = step.outputs[0]
-        if plan is None or declared is None or len(tensors) < len(operands):
+        if plan is None or declared is None or not all(isinstance(value, Tensor) for value in raw.values()):
             return None
+        read = {parameter: self._read(key, scope) for parameter, key in places.items()}
+        tensors = {parameter: value for parameter, value in read.items() if isinstance(value, Tensor)}
         arguments = dict(step.fixed)
         if step.operator.wants_context:
             arguments["context"] = Context((declared,), self.program.opset)
@@ -173,18 +175,20 @@ class Run:
 
     def _operand(self, key: Key, scope: dict[str, Value], as_it_is: bool) -> Value:
         """An operand as the operator takes it."""
-        if isinstance(key, int) and not as_it_is and key in self.cache:
-            return self.cache[key]
+        place = (key, as_it_is) if isinstance(key, int) else None
+        if place in self.cache:
+            return self.cache[place]
         value = self._read(key, scope)
-        if not isinstance(value, Tensor) or value.dtype not in (MOVABLE if as_it_is else WIDER):
+        if not isinstance(value, Tensor):
             return value
-        stays = isinstance(key, int) and (self.settings.expand == "once" or value.numel() <= SMALL)
-        if value.dtype == torch.float16 and not stays:
-            return self._scratch.float(value)
-        widened = wide(value)
-        if stays and not as_it_is:
-            self.cache[int(key)] = widened
-        return widened
+        stays = place is not None and (self.settings.expand == "once" or value.numel() <= SMALL)
+        if value.dtype in (MOVABLE if as_it_is else WIDER):
+            if value.dtype == torch.float16 and not stays:
+                return self._scratch.float(value)
+            value = wide(value)
+        if stays and place is not None:
+            self.cache[place] = value
+        return value
 
     def _settled(self, step: Step, name: str, type: Declared | None, value: Value) -> Value:
         """A result in the dtype that is declared for it, checked."""

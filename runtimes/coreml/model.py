@@ -65,7 +65,7 @@ class Model:
         self.settings = settings
         self.findings: list[Finding] = []
         self._outputs = tuple(package.block.outputs)
-        self._constants: dict[int, Value] = {}
+        self._constants: dict[tuple[int, bool], Value] = {}
 
     def __repr__(self) -> str:
         return f"<handheld's Core ML runtime (numerics only, by PyTorch on the CPU): {self.path}>"

@@ -55,7 +55,7 @@ def cut(step: Step, operands: dict[str, Tensor]) -> Cut | None:
     shape = tuple(size for size in declared.shape if size is not None)
     fit = len(shape) == len(declared.shape) and all(together <= one.dim() <= len(shape) for one in operands.values())
     by_rows = step.operator.name != "softmax" or step.fixed.get("axis", -1) in (-1, len(shape) - 1)
-    count = max(math.prod(shape), *(one.numel() for one in operands.values()))
+    count = max(math.prod(shape), *(one.numel() for one in operands.values()), 0)
     if not fit or not by_rows or count < LARGE:
         return None
     # The rows of a product are those of its first factor.

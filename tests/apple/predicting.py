@@ -2,7 +2,7 @@
 
 `python tests/apple/run.py` runs them with it. On Linux these tests convert and then silently skip the prediction. Here
 they are told that they are on macOS (they alone: not Python, not handheld), and coremltools' `predict` is handheld's
-(`handheld.runtimes.coreml.enable`). What passed without a comparison of predicted numbers is not counted.
+(`handheld.runtimes.coreml.enable`). What passed without a prediction is counted apart, and so is what compared one.
 """
 
 import gc
@@ -172,9 +172,8 @@ def key(item: pytest.Item) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The size of the sample, and where the report goes."""
+    """The size of the sample."""
     parser.addoption("--one-in", type=int, default=1, help="keep one test of so many, and the first of each function")
-    parser.addoption("--report", type=Path, help="write one JSON object a test to this file")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str:

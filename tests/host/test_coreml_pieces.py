@@ -1,12 +1,14 @@
 """Large operations done in pieces give what they give whole; what lies in reused memory stays what it is."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from coreml_one import Array, build, compute
+from coreml_one import Array, build, compute, immediate, value_type
 
-from handheld.runtimes.coreml import open_package, pieces
+from handheld.runtimes.coreml import Settings, open_package, pieces
+from handheld.runtimes.coreml.operators import TABLE
 
 RNG = np.random.default_rng(0)
 HALF = np.float16
@@ -72,3 +74,37 @@ def test_what_an_operation_hands_on_does_not_change_with_the_next() -> None:
     x = np.linspace(-1, 1, 9000, dtype=HALF)
     (cast,) = compute("cast", {"x": x, "dtype": "fp32"}, np.zeros(9000, np.float32))
     assert np.array_equal(cast, x.astype(np.float32))
+
+
+@pytest.mark.parametrize(("expand", "expansions"), [("once", 1), ("use", 2)])
+def test_compressed_constants_are_expanded_as_often_as_asked(
+    expand: Any, expansions: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """In a float32 program, over two calls of one operation."""
+    data = np.arange(-5000, 5000, dtype=np.int32).astype(np.int8)
+    model, fed = build("add", {"x": np.ones(10000, np.float32)}, np.zeros(10000, np.float32), opset=16)
+    function = model.mlProgram.functions["main"]
+    operations = function.block_specializations[function.opset].operations
+    compressed = operations.add(type="constexpr_affine_dequantize")
+    for key, value in (("quantized_data", data), ("scale", np.float32(2)), ("zero_point", np.int8(0)), ("axis", 0)):
+        immediate(compressed.attributes[key], value)
+    value_type(compressed.outputs.add(name="w").type, np.zeros(10000, np.float32))
+    operations[0].inputs["y"].arguments.add().name = "w"
+    swapped = [operations[1], operations[0]]
+    copies = [type(one).FromString(one.SerializeToString()) for one in swapped]
+    del operations[:]
+    operations.extend(copies)
+    path = tmp_path / "one.mlmodel"
+    path.write_bytes(model.SerializeToString())
+    seen: list[int] = []
+    real = TABLE["constexpr_affine_dequantize"]
+
+    def counted(**given: Any) -> Any:
+        seen.append(1)
+        return real.function(**given)
+
+    monkeypatch.setitem(TABLE, "constexpr_affine_dequantize", replace(real, function=counted))
+    loaded = open_package(path, settings=Settings(expand=expand))
+    for _ in range(2):
+        assert np.array_equal(loaded.predict(fed)["out_0"], 1 + 2 * data.astype(np.float32))
+    assert len(seen) == expansions
