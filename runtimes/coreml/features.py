@@ -14,6 +14,7 @@ from torch import Tensor
 
 from handheld.errors import unknown
 from handheld.runtimes.coreml.errors import CoreMLError
+from handheld.runtimes.coreml.interpreter import fits
 from handheld.runtimes.coreml.operators.base import Declared, Value
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Features:
     def __init__(self, description: Any, inputs: Mapping[str, Declared]) -> None:
         self._described = {feature.name: feature for feature in description.input}
         self._outputs = {feature.name: feature for feature in description.output}
-        self.states = {feature.name: feature.type.stateType.arrayType for feature in description.state}
+        self.states = tuple(feature.name for feature in description.state)
         self.pictures = {
             name: (feature.type.imageType.height, feature.type.imageType.width)
             for name, feature in self._described.items()
@@ -137,10 +138,7 @@ def _require_shape(name: str, array: Any, shape: tuple[int, ...], declared: tupl
     elif array.shape and shape != tuple(array.shape):
         allowed = str(tuple(array.shape))
     if allowed is None and declared:
-        known = len(declared) == len(shape) and all(
-            size in (None, found) for size, found in zip(declared, shape, strict=True)
-        )
-        allowed = None if known else str(declared)
+        allowed = None if fits(shape, declared) else str(declared)
     if allowed is None and declared == () and math.prod(shape) != 1:
         allowed = "(1,)"
     if allowed:
