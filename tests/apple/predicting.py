@@ -172,7 +172,8 @@ def key(item: pytest.Item) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The size of the sample."""
+    """The size of the sample, and how many of it must predict and pass."""
+    parser.addoption("--at-least", type=int, default=0, help="fail if fewer tests predicted and passed")
     parser.addoption("--one-in", type=int, default=1, help="keep one test of so many, and the first of each function")
 
 
@@ -248,6 +249,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 totals: Counter[str] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tests that stop before they predict are skipped: too many of them are a failure."""
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    if not workers and totals["passed"] < session.config.getoption("--at-least"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
