@@ -1,0 +1,1 @@
+"""Faults planted in converted files, to show that `handheld check` catches and locates what converters get wrong."""
