@@ -418,6 +418,6 @@ def own_source_hash() -> str:
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for folder in (root, root.parent / "models"):
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.png"))):  # photographs are inputs
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -4,8 +4,10 @@ numpy guarantees the raw stream of PCG64 for a seed, not what its distributions 
 from raw 64-bit words by integer arithmetic and single, correctly rounded float operations.
 """
 
+import functools
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +16,10 @@ import numpy.typing as npt
 from handheld.errors import unknown
 from handheld.models.spec import Preprocessing, TensorSpec
 
-Kind = Literal["normal", "large", "zeros", "image"]
-KINDS: tuple[Kind, ...] = ("normal", "large", "zeros", "image")
+Kind = Literal["normal", "large", "zeros", "image", "photo"]
+KINDS: tuple[Kind, ...] = ("normal", "large", "zeros", "image", "photo")
+PHOTOGRAPHS = ("chelsea.png", "coffee.png")
+"""Those in `photographs/`, whose README says where they are from."""
 GRID = 4
 """A synthetic picture is smooth between this many random colours along each side."""
 NOISE = 24
@@ -32,8 +36,13 @@ class Case:
 
 CASES = (*(Case("normal", seed) for seed in range(6)), Case("large", 6), Case("zeros", 7))
 """The default cases of a check."""
-IMAGE_CASES = (*(Case("image", seed) for seed in range(6)), Case("normal", 6), Case("zeros", 7))
-"""The default cases for a model that takes pictures (its `preprocessing` is known).
+IMAGE_CASES = (
+    *(Case("image", seed) for seed in range(4)),
+    *(Case("photo", seed) for seed in (4, 5)),
+    Case("normal", 6),
+    Case("zeros", 7),
+)
+"""The default cases for a model that takes pictures (its `preprocessing` is known): synthetic ones, two photographs.
 
 None is `large`: no picture is, and where attention saturates, rounding alone makes a large difference (82 dB in float32
 for EfficientFormerV2-L with probe weights, 131 to 138 dB on the cases here).
@@ -49,11 +58,11 @@ def draw(spec: TensorSpec, seed: int, kind: Kind, preprocessing: Preprocessing |
     """An array of the spec's shape and dtype, decided by its name, `seed` and `kind` alone.
 
     Floats: `normal` has mean 0 and variance 1 (a sum of 12 uniform numbers: never beyond ±6), `large` is 3 times that,
-    `zeros` is zeros, `image` is `picture` normalised by `preprocessing`. Integers are uniform in [0, high), bools in
-    {False, True}, whatever the kind, but for `zeros`, and for `image` where a uint8 input is a picture. A tensor is a
-    picture if it has four axes and the channels of `preprocessing` on the second or the last; where there is none,
-    1 or 3 channels. Inputs that are no picture are drawn as `normal` when `kind` is `image`. An integer's `high` is 2
-    if the spec does not give it.
+    `zeros` is zeros, `image` is `picture` and `photo` is `photograph`, normalised by `preprocessing`. Integers are
+    uniform in [0, high), bools in {False, True}, whatever the kind, but for `zeros`, and for `image` and `photo` where
+    a uint8 input is a picture. A tensor is a picture if it has four axes and the channels of `preprocessing` on the
+    second or the last; where there is none, 1 or 3 channels. Inputs that are no picture are drawn as `normal` when
+    `kind` is `image` or `photo`. An integer's `high` is 2 if the spec does not give it.
 
     Raises `HandheldError` for an unknown kind.
     """
@@ -62,8 +71,8 @@ def draw(spec: TensorSpec, seed: int, kind: Kind, preprocessing: Preprocessing |
     if kind == "zeros":
         return np.zeros(spec.shape, spec.dtype)
     channels = channel_axis(spec, preprocessing)
-    if kind == "image" and channels is not None and spec.dtype in ("uint8", "float32", "float16"):
-        return _image(spec, seed, channels, preprocessing)
+    if kind in ("image", "photo") and channels is not None and spec.dtype in ("uint8", "float32", "float16"):
+        return _image(spec, seed, kind, channels, preprocessing)
     words = _Words(spec.name, seed)
     if spec.dtype not in ("float32", "float16"):
         high = 2 if spec.high is None or spec.dtype == "bool" else spec.high
@@ -91,6 +100,23 @@ def picture(name: str, seed: int, count: int, height: int, width: int, channels:
     return np.clip(smooth + noise, 0, 255).astype(np.uint8)
 
 
+def photograph(name: str, seed: int, count: int, height: int, width: int, channels: int) -> npt.NDArray[np.uint8]:
+    """Photographs resized to (count, height, width, channels), in [0, 255]. Seeds that follow each other take turns."""
+    first = seed + zlib.crc32(name.encode())
+    pixels = np.stack([_photographs()[(first + index) % len(PHOTOGRAPHS)] for index in range(count)])
+    pixels = pixels[..., np.arange(channels) % 3].astype(np.int64)
+    area = height * width
+    return ((_blend(_blend(pixels, height, axis=1), width, axis=2) + area // 2) // area).astype(np.uint8)
+
+
+@functools.cache
+def _photographs() -> tuple[npt.NDArray[np.uint8], ...]:
+    from PIL import Image
+
+    folder = Path(__file__).with_name("photographs")
+    return tuple(np.asarray(Image.open(folder / name).convert("RGB")) for name in PHOTOGRAPHS)
+
+
 def normalise(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     """Pictures in [0, 255] with channels on the last axis -> `(pixels / 255 - mean) / std`, float32."""
     scaled = pixels.astype(np.float32) / np.float32(255)
@@ -98,17 +124,18 @@ def normalise(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> np
     return np.asarray(shifted / np.array(preprocessing.std, np.float32), np.float32)
 
 
-def _image(spec: TensorSpec, seed: int, axis: int, preprocessing: Preprocessing | None) -> npt.NDArray[Any]:
+def _image(spec: TensorSpec, seed: int, kind: Kind, axis: int, preprocessing: Preprocessing | None) -> npt.NDArray[Any]:
     height, width = (spec.shape[1], spec.shape[2]) if axis == 3 else (spec.shape[2], spec.shape[3])
-    pixels = picture(spec.name, seed, spec.shape[0], height, width, spec.shape[axis])
+    make = photograph if kind == "photo" else picture
+    pixels = make(spec.name, seed, spec.shape[0], height, width, spec.shape[axis])
     none = Preprocessing((0.0,) * spec.shape[axis], (1.0,) * spec.shape[axis])
     values = pixels if spec.dtype == "uint8" else normalise(pixels, preprocessing or none).astype(spec.dtype)
     return np.ascontiguousarray(np.moveaxis(values, 3, axis))
 
 
 def _blend(values: npt.NDArray[np.int64], length: int, axis: int) -> npt.NDArray[np.int64]:
-    """Linear interpolation of `GRID + 1` values along `axis` at `length` points, times `length`: exact."""
-    position = np.arange(length) * GRID
+    """Linear interpolation of the values along `axis` at `length` points, times `length`: exact."""
+    position = np.arange(length) * (values.shape[axis] - 1)
     left = position // length
     part = (position % length).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     blended: npt.NDArray[np.int64] = values.take(left, axis) * (length - part) + values.take(left + 1, axis) * part

@@ -9,7 +9,7 @@ from handheld.benchmarks.fidelity.check import verdict
 from handheld.benchmarks.fidelity.compare import Parity, compare
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.errors import HandheldError
-from handheld.export.metrics import max_error, psnr_db, worst
+from handheld.export.metrics import closeness, cosine, max_error, psnr_db, worst
 
 
 def test_psnr_by_hand() -> None:
@@ -52,6 +52,36 @@ def test_the_worst_pair_counts() -> None:
     assert error == pytest.approx(0.1)
 
 
+def test_closeness_by_hand() -> None:
+    reference = np.array([[3.0, 0.0], [0.0, 4.0]], np.float32)
+    other = np.array([[3.0, 1.0], [0.0, 2.0]], np.float32)
+    found = closeness(reference, other)
+    assert (found.max_error, found.mean_error, found.largest) == (2, 0.75, 4)
+    assert (found.index, found.expected, found.got) == ((1, 1), 4, 2)
+    assert found.snr_db == pytest.approx(10 * math.log10(25 / 5))
+    assert found.psnr_db == pytest.approx(10 * math.log10(16 / (5 / 4)))
+    assert found.cosine == pytest.approx((9 + 8) / (5 * math.sqrt(14)))
+    broken = closeness(reference, np.array([[3.0, np.nan], [0.0, 4.0]]))
+    assert (broken.psnr_db, broken.snr_db, broken.cosine, broken.index) == (-math.inf, -math.inf, 0, (0, 1))
+    assert broken.mean_error == math.inf and math.isnan(broken.got)
+    equal = closeness(np.zeros(3), np.zeros(3))
+    assert (equal.psnr_db, equal.cosine, equal.max_error) == (math.inf, 1, 0)
+    assert cosine(np.zeros(3), np.ones(3)) == 0 and cosine(np.ones(3), -np.ones(3)) == pytest.approx(-1)
+    assert closeness(np.array(5), np.array(7)).index == ()
+    assert closeness(np.zeros((0, 3)), np.zeros((0, 3))).max_error == 0
+
+
+def test_parity_takes_the_worst_of_each_figure_and_its_place() -> None:
+    one = {"a": np.array([1.0, 2.0]), "b": np.array([100.0, 0.0])}
+    near = {"a": np.array([1.0, 2.1]), "b": np.array([100.0, 0.5])}
+    parity = compare([("case 0", one, one), ("case 1", one, near)], classifier=False)
+    assert (parity.worst, parity.worst_case) == ("a of case 1", 1)
+    assert (parity.max_error, parity.mean_error) == (0.5, 0.25)
+    assert str(parity.largest_error) == "b[1] of case 1: expected 0, got 0.5"
+    assert parity.relative_error == pytest.approx(0.05)
+    assert compare([("case 0", one, one)], classifier=False).largest_error is None
+
+
 def scores(*values: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
     """One output with one row of class scores."""
     return {"output": np.array([values], np.float32)}
@@ -64,10 +94,26 @@ def test_top1_counts_only_decided_inputs() -> None:
         ("swapped", scores(1, 5, 4), scores(1, 4, 5)),
     ]
     parity = compare(cases, classifier=True)
-    assert (parity.top1_agreed, parity.top1_decidable, parity.cases) == (1, 2, 3)
+    assert (parity.top1_agreed, parity.top1_decidable, parity.top5_agreed, parity.cases) == (1, 2, 2, 3)
     assert "swapped" in parity.worst
     assert verdict(parity, 0)["status"] == "failed"
     assert "top-1 agrees on 1 of 2" in (verdict(parity, 0)["reason"] or "")
+
+
+@pytest.mark.parametrize(
+    ("got", "top1", "top5"),
+    [
+        ([0, 1, 2, 3, 4, 5, 9], 1, 1),
+        ([9, 8, 7, 6, 0, 0, 5], 0, 1),  # fifth
+        ([9, 8, 7, 6, 5, 0, 4], 0, 0),  # sixth
+        ([1, 1, 1, 1, 1, 1, 1], 0, 0),  # all the same is no agreement
+        ([np.nan] * 6 + [1], 0, 0),
+        ([0] * 6 + [np.nan], 0, 0),
+    ],
+)
+def test_top1_and_top5(got: list[float], top1: int, top5: int) -> None:
+    parity = compare([("x", scores(0, 0, 0, 0, 0, 0, 1), scores(*got))], classifier=True)
+    assert (parity.top1_agreed, parity.top5_agreed, parity.top1_decidable) == (top1, top5, 1)
 
 
 def test_the_verdict_names_the_limit_and_a_nan_never_passes() -> None:
