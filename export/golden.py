@@ -1,6 +1,9 @@
 """Golden data: reading and writing the inputs and the reference outputs that every artifact is checked against."""
 
 import hashlib
+import math
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -45,10 +48,15 @@ def write(folder: Path, golden: Golden, stored: Sequence[Arrays | None], outputs
     return golden
 
 
+LARGEST_INPUTS = 2**29
+"""Elements of all inputs of a model: golden data that declares more is refused before memory is asked for."""
+
+
 class GoldenData:
     """Golden data of one model, read from `folder`; arrays are read when asked for.
 
-    Raises `HandheldError` if a file is missing, corrupt, or not the one that `golden.json` names.
+    Raises `HandheldError` if a file is missing, corrupt, or not the one that `golden.json` names, and if it declares
+    inputs that no memory can hold.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,6 +66,21 @@ class GoldenData:
             raise HandheldError(f"no file at {self.path}.", hint="Export again to replace it.")
         if files.sha256_of_file(self.path) != self.record.arrays_sha256:
             raise HandheldError(f"{self.path} was altered since {GOLDEN} was written.", hint="Export again.")
+        sizes = [math.prod(spec.shape) for spec in self.record.inputs]
+        if sum(sizes) > LARGEST_INPUTS or any(size < 0 for spec in self.record.inputs for size in spec.shape):
+            raise HandheldError(
+                f"{folder / GOLDEN} declares the inputs {', '.join(map(str, self.record.inputs))}: no model's.",
+                hint="Export again to replace it.",
+            )
+
+    def without_numbers(self) -> tuple[str, ...]:
+        """The reference outputs that hold NaN: nothing can be compared with them."""
+        found = []
+        for index, case in enumerate(self.record.cases):
+            for name, array in self.outputs(index).items():
+                if array.dtype.kind == "f" and (count := int(np.isnan(array).sum())):
+                    found.append(f"{name} of case {index} ({case.describe()}): {count} of {array.size}")
+        return tuple(found)
 
     def inputs(self, index: int) -> dict[str, Array]:
         """The inputs of one case, by name."""
@@ -78,10 +101,13 @@ class GoldenData:
         return {spec.name: self._read(f"{index}/output/{spec.name}", spec) for spec in self.record.outputs}
 
     def _read(self, name: str, spec: TensorSpec) -> Array:
-        with np.load(self.path, allow_pickle=False) as arrays:
-            if name not in arrays:
-                raise HandheldError(f"{self.path} lacks {name}.", hint="Export again to replace it.")
-            array: Array = arrays[name]
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                if name not in arrays:
+                    raise HandheldError(f"{self.path} lacks {name}.", hint="Export again to replace it.")
+                array: Array = arrays[name]
+        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            raise HandheldError(f"{self.path} cannot be read: {error}", hint="Export again to replace it.") from None
         if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
             raise HandheldError(f"{self.path}: {name} is {array.shape} {array.dtype}; expected {spec}.")
         return array

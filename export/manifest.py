@@ -16,16 +16,21 @@ from handheld.record import Record
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
 GOLDEN_ARRAYS = "golden.npz"
+WORST = "worst.npz"
+"""What the last check of an artifact leaves beside it: the inputs that came out worst, what was expected, what came."""
 
 
 class Stage(Record):
-    """How far the model had departed from eager PyTorch after one stage of its export, over all golden inputs.
+    """How far the model had departed from eager PyTorch after one stage of its way.
 
-    `psnr_db` is the worst PSNR (range: largest magnitude of the reference; `inf` when every output was equal) and
-    `max_error` the largest absolute error.
+    "exported" by torch.export, "rewritten" by us and "decomposed" for the converter (where a format has such a step)
+    are measured at export, on the first golden inputs. A failed check adds "converted", the file executed in the
+    plainest way, and "run", as its runtime executes it, both on the input that came out worst. `psnr_db` is the worst
+    PSNR (range: largest magnitude of the reference; `inf` when every output was equal) and `max_error` the largest
+    absolute error.
     """
 
-    name: Literal["exported", "rewritten"]
+    name: Literal["exported", "rewritten", "decomposed", "converted", "run"]
     psnr_db: float
     max_error: float
 
@@ -46,6 +51,10 @@ class Case(Record):
     seed: int = 0
     sha256: str
     """Of the input arrays' bytes, in the signature's order."""
+
+    def describe(self) -> str:
+        """How its inputs were made."""
+        return self.kind if self.kind == "stored" else f"{self.kind}, seed {self.seed}"
 
 
 class Golden(Record):

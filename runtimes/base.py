@@ -111,6 +111,8 @@ class Runtime(ABC):
     bundle: ClassVar[bool] = False
     """Its files are folders."""
     compute_units: ClassVar[tuple[ComputeUnit, ...]] = ("cpu",)
+    plain: ClassVar[str] = ""
+    """What `load(plain=True)` executes a file with, for a person; empty if there is no such form."""
 
     def why_not(self) -> str | None:
         """None if this runtime can run here; otherwise the reason and what to type, for a person. Imports nothing."""
@@ -129,8 +131,19 @@ class Runtime(ABC):
         """The installed versions of `distributions`."""
         return versions.installed(self.distributions)
 
-    def load(self, path: Path, signature: Signature, *, threads: int = 1, compute_unit: ComputeUnit = "cpu") -> Session:
+    def load(
+        self,
+        path: Path,
+        signature: Signature,
+        *,
+        threads: int = 1,
+        compute_unit: ComputeUnit = "cpu",
+        plain: bool = False,
+    ) -> Session:
         """Load a file whose inputs and outputs are `signature`'s.
+
+        `plain`: execute it in the plainest way there is, without what a runtime does to make a file faster, so that
+        a fault of the file can be told from one of the runtime.
 
         Raises `HandheldError` if the runtime cannot run here, or if the file is missing, not whole, not of this
         runtime's formats, or has other inputs and outputs. Some vendors' libraries end the process on a corrupt file
@@ -142,6 +155,8 @@ class Runtime(ABC):
         if compute_unit not in self.compute_units:
             units = ", ".join(self.compute_units)
             raise HandheldError(f"the {self.name} runtime does not run on {compute_unit} here; it runs on {units}.")
+        if plain and not self.plain:
+            raise HandheldError(f"the {self.name} runtime has no plain form.")
         if not path.exists():
             raise HandheldError(f"no file at {path}.")
         if path.is_dir() != self.bundle:
@@ -150,6 +165,8 @@ class Runtime(ABC):
                 f"{path} is {kinds[not self.bundle]}; the {self.name} runtime takes {kinds[self.bundle]}."
             )
         try:
+            if plain:
+                return self._load_plain(path, signature, threads)
             return self._load(path, signature, threads, compute_unit)
         except HandheldError:
             raise
@@ -166,6 +183,10 @@ class Runtime(ABC):
     @abstractmethod
     def _load(self, path: Path, signature: Signature, threads: int, compute_unit: ComputeUnit, /) -> Session:
         """The vendor's calls; `compute_unit` is one of ours. Whatever they raise becomes a `HandheldError`."""
+
+    def _load_plain(self, path: Path, signature: Signature, threads: int, /) -> Session:
+        """The same for `load(plain=True)`: of runtimes whose `plain` says what that is."""
+        raise NotImplementedError
 
 
 def require_names(

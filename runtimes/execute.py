@@ -80,6 +80,7 @@ class Execution:
             job.signature,
             threads=job.threads,
             compute_unit=job.compute_unit,
+            plain=job.plain,
         )
         load_ns = time.perf_counter_ns() - before
         self._note_state()

@@ -16,9 +16,10 @@ are relative to the folder, with `/`, and stay inside it.
 """
 
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from handheld.export.formats.base import Signature
 from handheld.models.spec import DType
@@ -29,6 +30,13 @@ RESULT = "result.json"
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise ValueError(f"expected a path inside the job's folder, came {path!r}")
+    return path
 
 
 class Basis(StrEnum):
@@ -64,10 +72,11 @@ class Job(Record):
     """What to execute. Each of `cases` is one set of inputs; with `timing`, the first case is what is timed.
 
     Tensors have the dtypes of `signature.inputs` and `signature.outputs`; `signature.casts` is done by the executor.
+    `plain`: in the plainest way that the runtime has, to tell a fault of the file from one of the runtime.
     """
 
     schema_version: Literal[1] = 1
-    artifact: str
+    artifact: Annotated[str, AfterValidator(_inside)]
     format: str
     runtime: str
     compute_unit: Literal["cpu", "gpu", "npu", "all"] = "cpu"
@@ -76,6 +85,7 @@ class Job(Record):
     cases: Annotated[tuple[tuple[TensorFile, ...], ...], Field(min_length=1)]
     return_outputs: bool = True
     timing: Timing | None = None
+    plain: bool = False
 
 
 class Failure(Record):

@@ -26,6 +26,7 @@ def write_job(
     compute_unit: ComputeUnit = "cpu",
     return_outputs: bool = True,
     timing: Timing | None = None,
+    plain: bool = False,
 ) -> Job:
     """Write a job into `folder`, an existing one: its record, its inputs, and a link to the artifact.
 
@@ -45,6 +46,7 @@ def write_job(
             cases=tuple(write_tensors(folder, f"input.{index}", case) for index, case in enumerate(cases)),
             return_outputs=return_outputs,
             timing=timing,
+            plain=plain,
         )
     files.write_record(folder / JOB, job)
     return job
@@ -71,20 +73,24 @@ def read_outputs(folder: Path, result: Result) -> list[dict[str, Array]]:
     A result comes from a device or a crashing process and is not trusted: raises `HandheldError` if outputs are missing
     or not those that the job's signature declares, or if a file is outside the folder, missing, or of the wrong size.
     """
+    return [read_case(folder, result, index) for index in range(len(read_job(folder).cases))]
+
+
+def read_case(folder: Path, result: Result, index: int) -> dict[str, Array]:
+    """One case's outputs, as `read_outputs` gives them and raising what it raises: for outputs that are large."""
     job = read_job(folder)
     if len(result.outputs) != len(job.cases):
         raise HandheldError(
             f"{folder / RESULT}: expected outputs of {len(job.cases)} cases; came {len(result.outputs)}."
         )
-    for case in result.outputs:
-        came = tuple(TensorSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in case)
-        wanted = tuple(TensorSpec(spec.name, spec.shape, spec.dtype) for spec in job.signature.outputs)
-        if came != wanted:
-            raise HandheldError(
-                f"{folder / RESULT}: expected the outputs {', '.join(map(str, wanted))}; "
-                f"came {', '.join(map(str, came)) or 'none'}."
-            )
-    return [read_tensors(folder, case) for case in result.outputs]
+    came = tuple(TensorSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in result.outputs[index])
+    wanted = tuple(TensorSpec(spec.name, spec.shape, spec.dtype) for spec in job.signature.outputs)
+    if came != wanted:
+        raise HandheldError(
+            f"{folder / RESULT}: expected the outputs {', '.join(map(str, wanted))}; "
+            f"came {', '.join(map(str, came)) or 'none'}."
+        )
+    return read_tensors(folder, result.outputs[index])
 
 
 def write_tensors(folder: Path, prefix: str, arrays: Mapping[str, Array]) -> tuple[TensorFile, ...]:

@@ -36,11 +36,23 @@ class LiteRT(Runtime):
     extra = "litert"
     modules = ("ai_edge_litert.interpreter",)
     distributions = ("ai-edge-litert",)
+    plain = "LiteRT's reference kernels, without XNNPACK"
 
     def _load(self, path: Path, signature: Signature, threads: int, _unit: ComputeUnit) -> Session:
+        from ai_edge_litert.interpreter import OpResolverType
+
+        return self._session(path, signature, threads, OpResolverType.AUTO)
+
+    def _load_plain(self, path: Path, signature: Signature, threads: int) -> Session:
+        from ai_edge_litert.interpreter import OpResolverType
+
+        return self._session(path, signature, threads, OpResolverType.BUILTIN_REF)
+
+    @staticmethod
+    def _session(path: Path, signature: Signature, threads: int, resolver: Any) -> Session:
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        interpreter = Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
         key = _matching(path, interpreter.get_signature_list(), signature)
         interpreter.allocate_tensors()  # here, so that loading pays for it and not the first run
         return LiteRTSession(interpreter.get_signature_runner(key), signature)

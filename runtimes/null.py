@@ -25,14 +25,15 @@ Fault = Literal["none", "raise", "exit", "abort", "segfault", "hang"]
 class Behaviour(Record):
     """What an artifact of format `null` does.
 
-    `error` is added to the first element of every output, `shape` takes the place of every output's shape, and a run
-    takes `seconds`.
+    `error` is added to the first element of every output (`plain_error` where it is executed plainly), `shape` takes
+    the place of every output's shape, and a run takes `seconds`.
     """
 
     schema_version: Literal[1] = 1
     load: Fault = "none"
     run: Fault = "none"
     error: float = 0.0
+    plain_error: float = 0.0
     shape: tuple[int, ...] | None = None
     seconds: float = 0.0
 
@@ -71,11 +72,16 @@ class Null(Runtime):
     extra = ""
     modules = ()
     distributions = ()
+    plain = "the null runtime, plainly"
 
     def _load(self, path: Path, signature: Signature, _threads: int, _unit: ComputeUnit) -> Session:
         behaviour = files.read_record(path, Behaviour)
         _commit(behaviour.load)
         return NullSession(behaviour, signature)
+
+    def _load_plain(self, path: Path, signature: Signature, threads: int) -> Session:  # noqa: ARG002
+        behaviour = files.read_record(path, Behaviour)
+        return NullSession(behaviour.model_copy(update={"error": behaviour.plain_error}), signature)
 
 
 def _commit(fault: Fault) -> None:

@@ -34,11 +34,24 @@ class OnnxRuntime(Runtime):
     extra = "onnx"
     modules = ("onnxruntime",)
     distributions = ("onnxruntime",)
+    plain = "onnxruntime without graph optimizations"
 
     def _load(self, path: Path, signature: Signature, threads: int, _unit: ComputeUnit) -> Session:
         import onnxruntime
 
+        return self._session(path, signature, threads, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+    def _load_plain(self, path: Path, signature: Signature, threads: int) -> Session:
+        import onnxruntime
+
+        return self._session(path, signature, threads, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+
+    @staticmethod
+    def _session(path: Path, signature: Signature, threads: int, level: Any) -> Session:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors: what it warns of is about its own optimiser

@@ -1,84 +1,47 @@
 """The check verb: run every artifact of a folder on its golden inputs, and compare with its golden outputs.
 
-Needs neither torch nor the model's source. Each artifact runs in a child process of its own.
+Needs neither torch nor the model's source. Each artifact runs in a child process of its own, two at a time.
 """
 
+import os
+import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.fidelity import bisect as bisecting
-from handheld.benchmarks.fidelity.compare import Parity, compare
-from handheld.benchmarks.fidelity.departures import Departure
+from handheld.benchmarks.fidelity import crosscheck, explain
+from handheld.benchmarks.fidelity.compare import compare
+from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
+from handheld.benchmarks.fidelity.runs import Ran, Reference, execute, save_worst, triples
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Manifest
-from handheld.export.metrics import Array
-from handheld.record import Record
+from handheld.export.memory import Gate, available_bytes
 from handheld.runtimes import targets
-from handheld.runtimes.job import Basis, Finding, Result
-from handheld.runtimes.jobfolder import read_outputs, write_job
+from handheld.runtimes.job import Result
 from handheld.runtimes.targets import Target
+
+__all__ = ["CHECK", "CheckCell", "CheckReport", "check"]
 
 CHECK = "check.json"
 """Where the last check of a folder lies, in that folder."""
 
-Status = Literal["passed", "failed", "error", "not run"]
+AT_A_TIME = 2
+"""Cells that run side by side, each with the threads that it would have alone: measured on two cores with five S0
+artifacts, 21 s one after another, 12 s so."""
 
-
-class CheckCell(Record):
-    """One artifact on one target: whether it computes what the model computes.
-
-    `altered`: the file is not the one that its manifest describes; it was compared all the same. `findings`: which
-    operators first gave numbers that are not finite, where the runtime tells. `departures`: which operations depart
-    from the model's own; None if nobody asked.
-    """
-
-    model: str
-    format: str
-    recipe: str
-    target: str
-    status: Status
-    reason: str | None = None
-    basis: Basis | None = None
-    runtime: str | None = None
-    runtime_versions: dict[str, str] = Field(default_factory=dict)
-    reference: str = ""
-    weights: str = ""
-    limit_db: float | None = None
-    parity: Parity | None = None
-    altered: bool = False
-    findings: tuple[Finding, ...] = ()
-    departures: tuple[Departure, ...] | None = None
-
-    @property
-    def name(self) -> str:
-        """`model/format-recipe`."""
-        return f"{self.model}/{self.format}-{self.recipe}"
-
-
-class CheckReport(Record):
-    """All cells, and the required formats that did not run."""
-
-    schema_version: Literal[1] = 1
-    folder: Path
-    cells: tuple[CheckCell, ...]
-    required_but_not_run: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """0: every cell that ran passed, and one ran at least; 1: a parity failure; 2: something could not be done."""
-        statuses = [cell.status for cell in self.cells]
-        if "failed" in statuses:
-            return 1
-        return 2 if "error" in statuses or "passed" not in statuses or self.required_but_not_run else 0
+MEMORY_BASE_BYTES, MEMORY_FACTOR = 300 << 20, 4
+"""What a cell may take while it runs, and that many times its file's size: cells run side by side while it lasts."""
 
 
 def check(
@@ -103,34 +66,151 @@ def check(
 
     wanted = [formats.get(name).name for name in require]
     chosen = [targets.get(name) for name in on]
-    cells = []
-    for target in chosen:
-        for found in find(folder, only):
-            progress(f"check {found.name}", "started")
-            cell = _check(found, target, threads, timeout)
-            if bisect and cell.format in bisecting.FORMATS and cell.runtime:
-                progress(f"bisect {found.name}", "started")
-                cell = _bisected(cell, found, timeout)
-                progress(f"bisect {found.name}", f"{len(cell.departures or ())} departures")
-            progress(f"check {found.name}", cell.status)
-            cells.append(cell)
-    ran = {cell.format for cell in cells if cell.status in ("passed", "failed")}
-    lacking = tuple(name for name in wanted if name not in ran)
-    report = CheckReport(folder=folder, cells=tuple(cells), required_but_not_run=lacking)
+    models = [list(group) for _, group in groupby(find(folder, only), key=lambda found: found.folder.parent)]
+    cells: list[CheckCell] = []
+    odd: list[OddOneOut] = []
+    with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side(chosen) as pool:
+        gate = Gate(available_bytes())
+        started: list[tuple[Path, list[Future[Ran]]]] = []
+        for number, (target, model) in enumerate((target, model) for target in chosen for model in models):
+            reference = Reference(model[0].folder.parent)
+            work = Path(place) / str(number)
+            todo = [
+                _Cell(found, reference, target, work / str(index), threads, timeout, bisect, progress, gate)
+                for index, found in enumerate(model)
+            ]
+            started.append((work, [pool.submit(cell.run) for cell in todo]))
+        for work, futures in started:
+            ran, said = crosscheck.compare_with_each_other([future.result() for future in futures])
+            cells += [one.cell for one in ran]
+            odd += said
+            shutil.rmtree(work, ignore_errors=True)
+    ran_formats = {cell.format for cell in cells if cell.status in ("passed", "failed")}
+    report = CheckReport(
+        folder=folder,
+        cells=tuple(cells),
+        odd=tuple(odd),
+        required_but_not_run=tuple(name for name in wanted if name not in ran_formats),
+    )
     files.write_record(folder / CHECK, report)
     return report
 
 
-def _check(found: ArtifactFolder, target: Target, threads: int, timeout: float) -> CheckCell:
-    cell = CheckCell(
-        model=found.folder.parent.name, format=found.format, recipe=found.recipe, target=target.name, status="error"
-    )
-    if found.problem or found.manifest is None:
-        return cell.model_copy(update={"reason": found.problem})
-    try:
-        return _run(found, found.manifest, target, threads, timeout, cell)
-    except HandheldError as error:
-        return cell.model_copy(update={"reason": str(error)})
+@contextmanager
+def _side_by_side(chosen: Sequence[Target]) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each wait for a cell's child; whatever interrupts us ends them all."""
+    with ThreadPoolExecutor(min(AT_A_TIME, os.cpu_count() or 1)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for target in chosen:
+                target.stop()
+            raise
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One cell that is to be checked, in a folder of its own."""
+
+    found: ArtifactFolder
+    reference: Reference
+    target: Target
+    place: Path
+    threads: int
+    timeout: float
+    bisect: bool
+    progress: Progress
+    gate: Gate
+
+    def run(self) -> Ran:
+        """Run and compare it; whatever goes wrong costs this cell alone."""
+        found = self.found
+        cell = CheckCell(
+            model=found.folder.parent.name,
+            format=found.format,
+            recipe=found.recipe,
+            target=self.target.name,
+            status="error",
+        )
+        if found.problem or found.manifest is None:
+            return self._done(Ran(found, cell.model_copy(update={"reason": found.problem}), self.place))
+        need = MEMORY_BASE_BYTES + MEMORY_FACTOR * files.size_bytes(found.artifact)
+        with self.gate.reserve(need):
+            self.progress(f"check {found.name}", "started")
+            start = time.monotonic()
+            try:
+                ran = self._run(cell, found.manifest)
+            except HandheldError as error:
+                ran = Ran(found, cell.model_copy(update={"reason": str(error)}), self.place)
+            except Exception as error:  # of a file that nobody foresaw
+                reason = f"{type(error).__name__}: {error} (not foreseen: please report it, with the file)"
+                ran = Ran(found, cell.model_copy(update={"reason": reason}), self.place)
+            ran = ran.with_cell(seconds=round(time.monotonic() - start, 3))
+            if self.bisect and ran.cell.format in bisecting.FORMATS and ran.cell.runtime:
+                self.progress(f"bisect {found.name}", "started")
+                ran = replace(ran, cell=_bisected(ran.cell, found, self.timeout))
+                self.progress(f"bisect {found.name}", f"{len(ran.cell.departures or ())} departures")
+        return self._done(ran)
+
+    def _done(self, ran: Ran) -> Ran:
+        self.progress(f"check {self.found.name}", ran.cell.status)
+        return ran
+
+    def _run(self, cell: CheckCell, manifest: Manifest) -> Ran:
+        found = self.found
+        golden = self.reference.of(found, manifest)
+        runtime = runtimes.for_format(manifest.format)
+        if reason := runtime.why_not():
+            update = {"status": "not run", "reason": reason, "runtime": runtime.name}
+            return Ran(found, cell.model_copy(update=update), self.place)
+        allowed = tolerance(manifest.recipe.weights)
+        cases = range(len(golden.record.cases))
+        altered = files.sha256_of(found.artifact) != manifest.sha256
+        result = execute(
+            self.place, found, golden, self.target, cases=cases, threads=self.threads, timeout=self.timeout
+        )
+        cell = cell.model_copy(update=_facts(found, manifest, golden, result, altered, allowed.psnr_db))
+        if result.error:
+            update = {"reason": f"{result.error.stage}: {result.error.message}"}
+            return Ran(found, cell.model_copy(update=update), self.place)
+        ran = Ran(found, cell, self.place, result)
+        parity = compare(triples(golden, ran), classifier=golden.record.quality == "top1")
+        missed = explain.misses(parity, allowed)
+        ran = ran.with_cell(
+            parity=parity,
+            misses=missed,
+            status="failed" if missed else "passed",
+            reason="; ".join(map(str, missed)) or None,
+            worst_file=save_worst(ran, golden, parity.worst_case),
+        )
+        if not missed:
+            return ran
+        return replace(
+            ran, cell=explain.explained(ran, golden, self.target, threads=self.threads, timeout=self.timeout)
+        )
+
+
+def _facts(
+    found: ArtifactFolder, manifest: Manifest, golden: GoldenData, result: Result, altered: bool, limit_db: float
+) -> dict[str, object]:
+    """What is known of a cell that ran, whatever came of it."""
+    seen = None if altered else manifest.inspection
+    return {
+        "basis": result.basis,
+        "runtime": result.runtime,
+        "runtime_versions": result.runtime_versions,
+        "reference": golden.record.reference,
+        "weights": golden.record.weights,
+        "limit_db": limit_db,
+        "altered": altered,
+        "findings": result.findings,
+        "size_bytes": files.size_bytes(found.artifact),
+        "operators": seen and seen.operators,
+        "partitions": seen and sum(seen.delegates.values()),
+        "outside_delegate": seen and sum(seen.outside_delegate.values()),
+        "instructions_per_inference": result.instructions_per_inference,
+    }
 
 
 def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCell:
@@ -143,73 +223,3 @@ def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCe
     except HandheldError as error:
         reason = f"not bisected: {error}"
         return cell.model_copy(update={"reason": f"{cell.reason}; {reason}" if cell.reason else reason})
-
-
-def _run(
-    found: ArtifactFolder, manifest: Manifest, target: Target, threads: int, timeout: float, cell: CheckCell
-) -> CheckCell:
-    golden = GoldenData(found.folder.parent)
-    if golden.record.program_sha256 != manifest.program_sha256:
-        raise HandheldError(
-            f"{found.name} was made from another version of the model than the golden data beside it.",
-            hint="Export again.",
-        )
-    runtime = runtimes.for_format(manifest.format)
-    if reason := runtime.why_not():
-        return cell.model_copy(update={"status": "not run", "reason": reason, "runtime": runtime.name})
-    limit = tolerance(manifest.recipe.weights).psnr_db
-    altered = files.sha256_of(found.artifact) != manifest.sha256
-    result, outputs = _execute(found, manifest, golden, target, threads, timeout)
-    cell = cell.model_copy(
-        update={
-            "basis": result.basis,
-            "runtime": result.runtime,
-            "runtime_versions": result.runtime_versions,
-            "reference": golden.record.reference,
-            "weights": golden.record.weights,
-            "limit_db": limit,
-            "altered": altered,
-            "findings": result.findings,
-        }
-    )
-    if result.error:
-        return cell.model_copy(update={"reason": f"{result.error.stage}: {result.error.message}"})
-    parity = compare(
-        ((_case(golden, index), golden.outputs(index), outputs[index]) for index in range(len(outputs))),
-        classifier=golden.record.quality == "top1",
-    )
-    return cell.model_copy(update={"parity": parity, **verdict(parity, limit)})
-
-
-def verdict(parity: Parity, limit_db: float) -> dict[str, str | None]:
-    """Passed or failed, and by how much what missed which limit."""
-    misses = []
-    if not parity.psnr_db >= limit_db:
-        misses.append(f"PSNR {parity.psnr_db:.1f} dB ({parity.worst}) is below {limit_db:.0f} dB")
-    if parity.top1_agreed is not None and parity.top1_agreed != parity.top1_decidable:
-        misses.append(f"top-1 agrees on {parity.top1_agreed} of {parity.top1_decidable} inputs")
-    return {"status": "failed", "reason": "; ".join(misses)} if misses else {"status": "passed", "reason": None}
-
-
-def _case(golden: GoldenData, index: int) -> str:
-    case = golden.record.cases[index]
-    return f"case {index} ({case.kind if case.kind == 'stored' else f'{case.kind}, seed {case.seed}'})"
-
-
-def _execute(
-    found: ArtifactFolder, manifest: Manifest, golden: GoldenData, target: Target, threads: int, timeout: float
-) -> tuple[Result, list[dict[str, Array]]]:
-    """Run all golden cases of an artifact on a target; no outputs if the result has an error."""
-    with tempfile.TemporaryDirectory(prefix="handheld-check-") as place:
-        folder = Path(place)
-        write_job(
-            folder,
-            found.artifact,
-            format=manifest.format,
-            runtime=runtimes.for_format(manifest.format).name,
-            signature=manifest.signature,
-            cases=[golden.inputs(index) for index in range(len(golden.record.cases))],
-            threads=threads,
-        )
-        result = target.run(folder, timeout)
-        return result, [] if result.error else read_outputs(folder, result)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from handheld.export.formats.base import Signature
 from handheld.runtimes.base import Array, ComputeUnit, Runtime, Session
 from handheld.runtimes.coreml.apple import picture
+from handheld.runtimes.coreml.settings import Settings
 from handheld.runtimes.job import Finding
 
 if TYPE_CHECKING:
@@ -44,15 +45,23 @@ class CoreMLReference(Runtime):
     distributions = ("torch", "coremltools")
     reference = True
     bundle = True
+    plain = "this runtime with everything kept in float32"
 
     def start(self) -> None:
         """See `Runtime.start`. Of coremltools only the protobuf classes are needed, which come with the first load."""
         import torch  # noqa: F401
 
     def _load(self, path: Path, signature: Signature, threads: int, _unit: ComputeUnit) -> Session:
+        return self._session(path, signature, threads, Settings())
+
+    def _load_plain(self, path: Path, signature: Signature, threads: int) -> Session:
+        return self._session(path, signature, threads, Settings(precision="float32"))
+
+    @staticmethod
+    def _session(path: Path, signature: Signature, threads: int, settings: Settings) -> Session:
         import torch
 
         from handheld.runtimes.coreml import open_package
 
         torch.set_num_threads(threads)
-        return CoreMLReferenceSession(open_package(path), signature)
+        return CoreMLReferenceSession(open_package(path, settings=settings), signature)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from handheld.benchmarks.fidelity.check import verdict
 from handheld.benchmarks.fidelity.compare import Parity, compare
-from handheld.benchmarks.fidelity.tolerances import tolerance
+from handheld.benchmarks.fidelity.explain import misses
+from handheld.benchmarks.fidelity.tolerances import Tolerance, tolerance
 from handheld.errors import HandheldError
 from handheld.export.metrics import closeness, cosine, max_error, psnr_db, worst
 
@@ -96,8 +96,8 @@ def test_top1_counts_only_decided_inputs() -> None:
     parity = compare(cases, classifier=True)
     assert (parity.top1_agreed, parity.top1_decidable, parity.top5_agreed, parity.cases) == (1, 2, 2, 3)
     assert "swapped" in parity.worst
-    assert verdict(parity, 0)["status"] == "failed"
-    assert "top-1 agrees on 1 of 2" in (verdict(parity, 0)["reason"] or "")
+    (miss,) = misses(parity, Tolerance(0, "here"))
+    assert str(miss) == "top-1 agrees on 1 of 2 inputs"
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,22 @@ def test_top1_and_top5(got: list[float], top1: int, top5: int) -> None:
     assert (parity.top1_agreed, parity.top5_agreed, parity.top1_decidable) == (top1, top5, 1)
 
 
-def test_the_verdict_names_the_limit_and_a_nan_never_passes() -> None:
+def test_every_miss_says_how_far_it_is_beyond_which_limit() -> None:
     good = Parity(psnr_db=80.0, max_error=0, worst="output of case 0", cases=1)
-    assert verdict(good, 80.0) == {"status": "passed", "reason": None}
-    said = verdict(good.model_copy(update={"psnr_db": 79.9}), 80.0)
-    assert said["status"] == "failed" and "79.9 dB (output of case 0) is below 80 dB" in (said["reason"] or "")
-    assert verdict(good.model_copy(update={"psnr_db": math.nan}), 80.0)["status"] == "failed"
+    for weights in ("float32", "float16"):
+        assert misses(good, tolerance(weights)) == ()
+
+    def said(weights: str, **figures: float) -> list[str]:
+        return [str(miss) for miss in misses(good.model_copy(update=figures), tolerance(weights))]
+
+    assert said("float32", psnr_db=79.9) == ["PSNR 79.9 dB (output of case 0) is below 80 dB, by 0.1 dB"]
+    assert said("float32", relative_error=0.004) == [
+        "largest error / largest value 0.004 (output of case 0) is above 0.001, 4 times as much"
+    ]
+    assert said("float16", psnr_db=70, cosine=0.9) == ["cosine 0.9 (output of case 0) is below 0.9999"]
+    assert said("float32", psnr_db=-math.inf) == ["PSNR -inf dB (output of case 0) is below 80 dB"]
+    for figure in ("psnr_db", "relative_error"):
+        assert len(said("float32", **{figure: math.nan})) == 1
 
 
 def test_infinity_survives_json() -> None:

@@ -142,7 +142,7 @@ def test_a_photograph_is_the_file_resized() -> None:
             with Image.open(Path(inputs.__file__).with_name("photographs") / name) as opened:
                 resized = np.asarray(opened.resize((260, 300), Image.Resampling.BILINEAR)).astype(int)
             errors.append(float(np.abs(found - resized).mean()))
-        assert min(errors) < 3 < max(errors)
+        assert min(errors) < 6 < 30 < max(errors)
     pair = photograph("image", 4, 2, 8, 8, 1)
     assert pair.shape == (2, 8, 8, 1) and not np.array_equal(pair[0], pair[1])
     assert np.array_equal(pair[1], photograph("image", 5, 1, 8, 8, 1)[0])

@@ -1,0 +1,134 @@
+"""Why a cell failed, as far as it can be told: what missed which limit, at which stage it came in, what to do next."""
+
+from pathlib import Path
+
+from handheld import runtimes
+from handheld.benchmarks.fidelity import bisect as bisecting
+from handheld.benchmarks.fidelity import causes
+from handheld.benchmarks.fidelity.compare import Parity
+from handheld.benchmarks.fidelity.records import CheckCell, Miss
+from handheld.benchmarks.fidelity.runs import Ran, execute
+from handheld.benchmarks.fidelity.tolerances import Tolerance, tolerance
+from handheld.errors import HandheldError
+from handheld.export.golden import GoldenData
+from handheld.export.manifest import Stage
+from handheld.export.metrics import Array, worst
+from handheld.runtimes.jobfolder import read_case
+from handheld.runtimes.targets import Target
+
+
+def misses(parity: Parity, allowed: Tolerance) -> tuple[Miss, ...]:
+    """Every figure that is beyond its limit; none of a cell that passes."""
+    found = [
+        Miss(
+            metric=limit.metric,
+            title=limit.title,
+            value=getattr(parity, limit.metric),
+            limit=limit.limit,
+            unit=limit.unit,
+            place=str(parity.largest_error or parity.worst) if limit.metric == "relative_error" else parity.worst,
+        )
+        for limit in allowed.limits
+        if limit.missed(getattr(parity, limit.metric))
+    ]
+    if parity.top1_agreed is not None and parity.top1_agreed != parity.top1_decidable:
+        agreed, decidable = parity.top1_agreed, parity.top1_decidable or 0
+        found.append(Miss(metric="top1_agreed", title="top-1", value=agreed, limit=decidable, place=parity.worst))
+    return tuple(found)
+
+
+def explained(ran: Ran, golden: GoldenData, target: Target, *, threads: int, timeout: float) -> CheckCell:
+    """The failed cell with its stages, the one that the fault came in at, known causes, and what to type next."""
+    cell, manifest = ran.cell, ran.found.manifest
+    assert manifest and cell.parity
+    stages, untold = _stages(ran, golden, target, threads, timeout)
+    return cell.model_copy(
+        update={
+            "stages": stages,
+            "came_in": _came_in(cell, stages, untold),
+            "causes": causes.likely(manifest, cell),
+            "next_commands": _next_commands(ran),
+        }
+    )
+
+
+def _stages(
+    ran: Ran, golden: GoldenData, target: Target, threads: int, timeout: float
+) -> tuple[tuple[Stage, ...], str | None]:
+    """The parity of each stage, and why there is none of the file executed plainly."""
+    manifest, parity = ran.found.manifest, ran.cell.parity
+    assert manifest and parity
+    case = parity.worst_case
+    expected = golden.outputs(case)
+    untold, plain = None, None
+    runtime = runtimes.for_format(manifest.format)
+    if not runtime.plain:
+        untold = f"{runtime.name} has no plainer way to execute it"
+    else:
+        try:
+            folder = ran.folder / "plain"
+            result = execute(
+                folder, ran.found, golden, target, cases=[case], threads=threads, timeout=timeout, plain=True
+            )
+            if result.error:
+                untold = f"{runtime.plain} failed: {result.error.message}"
+            else:
+                plain = _stage("converted", expected, read_case(folder, result, 0))
+        except HandheldError as error:
+            untold = f"{runtime.plain} failed: {error.message}"
+    run = _stage("run", expected, ran.outputs(case))
+    return (*manifest.stages, *filter(None, (plain,)), run), untold
+
+
+def _stage(name: str, expected: dict[str, Array], given: dict[str, Array]) -> Stage:
+    psnr, error = worst((array, given[key]) for key, array in expected.items())
+    return Stage.model_validate({"name": name, "psnr_db": psnr, "max_error": error})
+
+
+def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> str:
+    """The first stage that is beyond its limit, in words."""
+    way = " → ".join(["eager", *(f"{stage.name} {stage.psnr_db:.1f} dB" for stage in stages)])
+    wrong = next((stage.name for stage in stages if not stage.psnr_db >= _limit_db(stage, cell)), None)
+    names = [stage.name for stage in stages]
+    runtime = runtimes.for_format(cell.format)
+    if wrong is None:
+        says = "no stage is beyond its limit of PSNR: what was missed is another figure"
+    elif wrong == "exported":
+        says = "torch.export's program is wrong already: report it to PyTorch"
+    elif wrong == "rewritten":
+        says = "handheld's own rewrites made it wrong: please report it"
+    elif wrong == "decomposed":
+        says = "what was handed to the converter is wrong already: please report it to handheld"
+    elif wrong == "converted" and cell.altered:
+        says = f"the file is wrong ({runtime.plain} agrees with {cell.runtime}): it was altered after its export"
+    elif wrong == "converted":
+        says = f"the file is wrong ({runtime.plain} agrees with {cell.runtime}): the conversion made it so"
+    elif "converted" in names:
+        says = f"the file is right and {cell.runtime} runs it wrongly: {runtime.plain} gives the right result"
+    elif cell.altered:
+        says = f"the file was altered after its export ({untold})"
+    else:
+        says = f"in the conversion or in {cell.runtime}: which cannot be told here, for {untold}"
+    return f"{says}. {way}."
+
+
+def _limit_db(stage: Stage, cell: CheckCell) -> float:
+    """Before its conversion a program is in float32, whatever the recipe; what converters are handed may be in half."""
+    early = stage.name in ("exported", "rewritten")
+    return tolerance("float32").psnr_db if early or cell.limit_db is None else cell.limit_db
+
+
+def _next_commands(ran: Ran) -> tuple[str, ...]:
+    folder = ran.found.folder
+    commands = []
+    if ran.cell.worst_file:
+        commands.append(f"handheld run {_quoted(folder)} --input {_quoted(ran.cell.worst_file)}")
+    if ran.cell.format in bisecting.FORMATS:
+        commands.append(f"handheld check {_quoted(folder)} --bisect")
+    return tuple(commands)
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
