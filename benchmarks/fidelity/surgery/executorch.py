@@ -1,9 +1,9 @@
 """ExecuTorch files taken apart: kernel calls of the program, and the nodes inside XNNPACK's partitions.
 
 Value 17 of the first partition is `xnn0.17`, value 23 of the program is `v23`; those on a partition's border are the
-program's. Values of XNNPACK have the axes that it sees: NHWC around convolutions. In a piece, every tensor has memory of
-its own, where the file lets tensors share it; and what is seen of a partition is no longer inside of it, which keeps
-XNNPACK from fusing what made it with what follows.
+program's. Values inside have the axes that XNNPACK sees: NHWC around convolutions. In a piece, every tensor has memory
+of its own, where the file lets tensors share it; and what is seen of a partition is no longer inside of it, so that
+XNNPACK does not fuse what makes it with what follows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,8 +20,6 @@ from handheld.models.spec import TensorSpec
 
 SCALAR_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int32": "INT", "qint8": "CHAR", "quint8": "BYTE"}
 """XNNPACK's datatypes that a tensor of the program can have."""
-
-VIEW = "executorch_prim::et_view.default"
 
 
 def open_file(path: Path, signature: Signature) -> "ExecuTorchFile":
@@ -96,7 +94,7 @@ class ExecuTorchFile(OpenFile):
     def _kernel(self, call: Table) -> Operation:
         """Its last argument is what it returns: the tensors to which it writes."""
         operator = self.operator(call)
-        if not operator.endswith("out") and operator != VIEW:
+        if operator.partition(".")[0].endswith("_"):
             raise _cannot(f"changes a value in place ({operator})")
         outputs = tuple(dict.fromkeys(self._tensors_in(call["args"][-1:])))
         inputs = tuple(name for name in dict.fromkeys(self._tensors_in(call["args"])) if name not in outputs)

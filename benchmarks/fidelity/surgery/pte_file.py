@@ -49,7 +49,7 @@ class Constant:
 
 @dataclass
 class Graph:
-    """What an XNNPACK delegate executes: the table `XNNGraph`, and its constants, the first of which stands for none."""
+    """What an XNNPACK delegate executes: the table `XNNGraph`, and its constants; the first of them stands for none."""
 
     table: Table
     constants: list[Constant]
@@ -152,7 +152,9 @@ def flatbuffers(schema: str, tables: Sequence[Table]) -> list[bytes]:
             detail = getattr(error, "stdout", None) or error
             raise HandheldError(f"executorch's flatc could not write a flatbuffer: {detail}") from error
         # The schema says with what suffix its files end.
-        return [next(p for p in source.parent.glob(f"{source.stem}.*") if p != source).read_bytes() for source in sources]
+        return [
+            next(p for p in source.parent.glob(f"{source.stem}.*") if p != source).read_bytes() for source in sources
+        ]
 
 
 def _graph(program: pte.Program, delegate: Table) -> Graph:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LISTS = ("TensorList", "OptionalTensorList", "IntList")
 """Kinds of values whose items are numbers of other values."""
 
+REORDER = {"name": "dim_order_ops::_to_dim_order_copy", "overload": "out"}
+
 
 class Piece:
     """The file that computes `outputs` from `inputs` with `operations`. Every tensor has memory of its own in it."""
@@ -42,8 +44,8 @@ class Piece:
         self._constants: dict[int, Buffer] = {}
         self._operators: list[Table] = []
         self._graphs: list[Graph] = []
-        inputs_ = [self._tensor(name) for name in inputs]
-        instructions = []
+        instructions: list[Table] = []
+        inputs_ = [self._input(name, instructions) for name in inputs]
         for kind, group in groupby(operations, key=lambda operation: opened.partition(operation)):
             members = list(group)
             if kind is None:
@@ -66,14 +68,30 @@ class Piece:
 
     def _kernel(self, operation: Operation) -> Table:
         call = self._opened.kernels[operation.name]
-        operator = self._opened.file.plan["operators"][call["op_index"]]
-        if operator not in self._operators:
-            self._operators.append(operator)
         # What is given and computed all the same, for another output, is computed into memory of its own.
-        given = {name: self._number.pop(name) for name in operation.outputs if name in self._given}
+        given: dict[str | int, int] = {
+            name: self._number.pop(name) for name in operation.outputs if name in self._given
+        }
         arguments = [self._argument(index) for index in call["args"]]
         self._number |= given
+        return self._call(self._opened.file.plan["operators"][call["op_index"]], arguments)
+
+    def _call(self, operator: Table, arguments: Sequence[int]) -> Table:
+        if operator not in self._operators:
+            self._operators.append(operator)
         return {"instr_args": ("KernelCall", {"op_index": self._operators.index(operator), "args": arguments})}
+
+    def _input(self, name: str, instructions: list[Table]) -> int:
+        """An input's number. A value that lies in memory in another order of axes is given in order, and copied."""
+        number, tensor = self._tensor(name), self._opened.tensors[name]
+        plain = list(range(len(tensor["sizes"])))
+        if list(tensor["dim_order"]) == plain:
+            return number
+        order = [self._add("Int", {"int_val": axis}) for axis in tensor["dim_order"]]
+        given = self._allocated({**tensor, "dim_order": plain})
+        arguments = [given, self._add("Bool", {"bool_val": False}), self._add("IntList", {"items": order})]
+        instructions.append(self._call(REORDER, [*arguments, number, number]))
+        return given
 
     def _argument(self, index: int) -> int:
         """The number in the piece of a kernel's argument, which is copied with all that it consists of."""
@@ -93,16 +111,15 @@ class Piece:
 
     def _tensor(self, name: str) -> int:
         if name not in self._number:
-            tensor = self._opened.tensors[name]
-            place = {
-                "memory_id": 1,
-                "memory_offset_low": self._bytes & 0xFFFFFFFF,
-                "memory_offset_high": self._bytes >> 32,
-            }
-            size = math.prod(tensor["sizes"]) * pte.SIZES[pte.DTYPES[tensor["scalar_type"]]]
-            self._bytes += size + -size % ALIGNMENT
-            self._number[name] = self._add("Tensor", {**tensor, "allocation_info": place})
+            self._number[name] = self._allocated(self._opened.tensors[name])
         return self._number[name]
+
+    def _allocated(self, tensor: Table) -> int:
+        low, high = self._bytes & 0xFFFFFFFF, self._bytes >> 32
+        place = {"memory_id": 1, "memory_offset_low": low, "memory_offset_high": high}
+        size = math.prod(tensor["sizes"]) * pte.SIZES[pte.DTYPES[tensor["scalar_type"]]]
+        self._bytes += size + -size % ALIGNMENT
+        return self._add("Tensor", {**tensor, "allocation_info": place})
 
     def _add(self, kind: str, value: Table) -> int:
         self._values.append({"val": (kind, value)})
