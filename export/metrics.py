@@ -102,7 +102,7 @@ def _errors(a: Array, b: Array) -> Array:
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         difference = np.where(same, 0.0, np.abs(a - b))
-    return np.nan_to_num(difference, nan=math.inf, posinf=math.inf)
+    return np.asarray(np.nan_to_num(difference, nan=math.inf, posinf=math.inf))
 
 
 def worst(pairs: Iterable[tuple[Array, Array]]) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
 from handheld.export.child import PROGRAM_RECORD, REPLY, REQUEST
 from handheld.export.formats.base import Format, Options
-from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, Golden, Manifest, ProgramRecord
+from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, WORST, Golden, Manifest, ProgramRecord
 from handheld.export.process import Children
 from handheld.export.recipe import Recipe
 from handheld.models import zoo
@@ -354,7 +354,8 @@ class _Run:
         expected = files.file_hashes(entry)
         for name in (HASHES, GOLDEN, GOLDEN_ARRAYS):
             expected.pop(name, None)
-        if not place.is_dir() or files.file_hashes(place) != expected:
+        there = {name: of for name, of in files.file_hashes(place).items() if name != WORST}
+        if there != expected:
             files.install(entry, place, leave_out=(HASHES, GOLDEN, GOLDEN_ARRAYS))
         if status == "cached":
             self.progress(f"export {place.name}", "cached")

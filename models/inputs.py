@@ -104,9 +104,9 @@ def photograph(name: str, seed: int, count: int, height: int, width: int, channe
     """Photographs resized to (count, height, width, channels), in [0, 255]. Seeds that follow each other take turns."""
     first = seed + zlib.crc32(name.encode())
     pixels = np.stack([_photographs()[(first + index) % len(PHOTOGRAPHS)] for index in range(count)])
-    pixels = pixels[..., np.arange(channels) % 3].astype(np.int64)
+    levels = pixels[..., np.arange(channels) % 3].astype(np.int64)
     area = height * width
-    return ((_blend(_blend(pixels, height, axis=1), width, axis=2) + area // 2) // area).astype(np.uint8)
+    return ((_blend(_blend(levels, height, axis=1), width, axis=2) + area // 2) // area).astype(np.uint8)
 
 
 @functools.cache

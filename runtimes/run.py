@@ -1,15 +1,23 @@
-"""The run verb: one artifact, on inputs from files, in a child process."""
+"""The run verb: one artifact, on inputs from files, in a child process.
+
+A `.npz` with an array `input/NAME` for every input, such as `handheld check` leaves beside an artifact (`worst.npz`),
+is given as a whole; what it holds as `expected/NAME` is compared with the outputs.
+"""
 
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from handheld import runtimes
 from handheld.errors import HandheldError, unknown
 from handheld.export import files
 from handheld.export.manifest import GOLDEN, Golden
+from handheld.export.metrics import Closeness, closeness
 from handheld.export.show import Shown, show
 from handheld.models import inputs as drawing
 from handheld.models.spec import Preprocessing, TensorSpec
@@ -18,6 +26,12 @@ from handheld.runtimes import targets
 from handheld.runtimes.base import Array
 from handheld.runtimes.job import Basis
 from handheld.runtimes.jobfolder import read_outputs, write_job
+
+PARTS = ("input", "expected", "got")
+"""The prefixes of the arrays in a file that holds a whole case."""
+
+UNREADABLE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises for a file that is not whole."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -42,7 +56,7 @@ class Ranked(Record):
 
 
 class RunReport(Record):
-    """What a run gave. `inputs` says how each input was made."""
+    """What a run gave. `inputs` says how each input was made; `parity` is by output, where one is expected."""
 
     schema_version: int = 1
     artifact: Path
@@ -52,6 +66,7 @@ class RunReport(Record):
     inputs: dict[str, str]
     outputs: tuple[OutputSummary, ...]
     top: tuple[Ranked, ...] = ()
+    parity: dict[str, Closeness] = Field(default_factory=dict)
     written: Path | None = None
 
 
@@ -64,7 +79,7 @@ def run(
     threads: int = 2,
     timeout: float = 600,
 ) -> RunReport:
-    """Run `artifact` (a file, or its folder) once on this machine; `inputs` are texts `name=file`.
+    """Run `artifact` (a file, or its folder) once on this machine; `inputs` are texts `name=file`, or one file of all.
 
     `output` receives the outputs: one array as `.npy`, or all by name as `.npz`. `top` asks for the best classes of the
     first output. Raises `HandheldError` for whatever does not fit.
@@ -72,7 +87,8 @@ def run(
     if output and output.suffix not in (".npy", ".npz"):
         raise HandheldError(f"cannot write outputs to {output}: expected .npy or .npz.")
     shown = show(artifact)
-    arrays, made = _read_inputs(shown, inputs)
+    whole = _whole_case(shown, inputs)
+    arrays, made, expected = whole or (*_read_inputs(shown, inputs), {})
     runtime = runtimes.for_format(shown.format)
     if reason := runtime.why_not():
         raise HandheldError(f"{shown.path.name} cannot run here: {reason}")
@@ -103,8 +119,45 @@ def run(
         inputs=made,
         outputs=tuple(_summarise(name, array) for name, array in outputs.items()),
         top=_best(next(iter(outputs.values())), top),
+        parity={name: closeness(array, outputs[name]) for name, array in expected.items()},
         written=output,
     )
+
+
+def _whole_case(shown: Shown, texts: Sequence[str]) -> tuple[dict[str, Array], dict[str, str], dict[str, Array]] | None:
+    """All inputs, how they were made, and the expected outputs, if the one text is a file that holds them all."""
+    if len(texts) != 1 or not texts[0].endswith(".npz") or "=" in texts[0]:
+        return None
+    path = Path(texts[0])
+    signature = shown.signature
+    if f"{PARTS[0]}/{signature.inputs[0].name}" not in _names(path):
+        return None
+    arrays = {spec.name: _array(path, f"{PARTS[0]}/{spec.name}", spec) for spec in signature.inputs}
+    there = [spec for spec in signature.outputs if f"{PARTS[1]}/{spec.name}" in _names(path)]
+    expected = {spec.name: _array(path, f"{PARTS[1]}/{spec.name}", spec) for spec in there}
+    return arrays, dict.fromkeys(arrays, f"{path.name} as it is"), expected
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return list(arrays)
+    except FileNotFoundError:
+        raise HandheldError(f"no file at {path}.") from None
+    except UNREADABLE as error:
+        raise HandheldError(f"{path} cannot be read: {error}") from error
+
+
+def _array(path: Path, name: str, spec: TensorSpec) -> Array:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            array: Array = arrays[name]
+    except (KeyError, *UNREADABLE) as error:
+        raise HandheldError(f"{path} holds no array {name}: {error}") from error
+    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+        came = f"{'x'.join(map(str, array.shape))}:{array.dtype}"
+        raise HandheldError(f"{path}: expected {spec}; came {came} as {name}.")
+    return array
 
 
 def _read_inputs(shown: Shown, texts: Sequence[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -138,10 +191,11 @@ def read_input(spec: TensorSpec, path: Path, preprocessing: Preprocessing | None
         raise HandheldError(f"no file at {path}.")
     if path.suffix.lower() in PICTURES:
         return _read_picture(spec, path, preprocessing)
+    if path.suffix == ".npz":
+        return _array(path, spec.name, spec), f"{path.name} as it is"
     try:
-        loaded = np.load(path, allow_pickle=False)
-        array: Array = loaded[spec.name] if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except (ValueError, OSError, EOFError, KeyError) as error:
+        array: Array = np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
         raise HandheldError(f"{path} holds no array for {spec.name}: {error}") from error
     if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
         raise HandheldError(f"{path}: expected {spec}; came {'x'.join(map(str, array.shape))}:{array.dtype}.")

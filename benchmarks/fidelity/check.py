@@ -37,8 +37,7 @@ CHECK = "check.json"
 """Where the last check of a folder lies, in that folder."""
 
 AT_A_TIME = 2
-"""Cells that run side by side, each with the threads that it would have alone: measured on two cores with five S0
-artifacts, 21 s one after another, 12 s so."""
+"""Cells that run side by side, each with its share of the threads."""
 
 MEMORY_BASE_BYTES, MEMORY_FACTOR = 300 << 20, 4
 """What a cell may take while it runs, and that many times its file's size: cells run side by side while it lasts."""
@@ -58,7 +57,7 @@ def check(
     """Check every artifact below `folder` on each target; with `only`, those in folders of these names.
 
     A cell that cannot run says why; the others complete. `bisect`: also find the operations that depart, in every
-    format whose values can be seen.
+    format whose values can be seen. `threads` are shared by the cells that run side by side.
 
     Raises `HandheldError` if there is nothing to check, or for an unknown format or target.
     """
@@ -72,11 +71,12 @@ def check(
     with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side(chosen) as pool:
         gate = Gate(available_bytes())
         started: list[tuple[Path, list[Future[Ran]]]] = []
+        share = max(1, threads // AT_A_TIME)
         for number, (target, model) in enumerate((target, model) for target in chosen for model in models):
             reference = Reference(model[0].folder.parent)
             work = Path(place) / str(number)
             todo = [
-                _Cell(found, reference, target, work / str(index), threads, timeout, bisect, progress, gate)
+                _Cell(found, reference, target, work / str(index), share, timeout, bisect, progress, gate)
                 for index, found in enumerate(model)
             ]
             started.append((work, [pool.submit(cell.run) for cell in todo]))
@@ -218,7 +218,7 @@ def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCe
     worst = cell.parity.worst_case if cell.parity else 0
     try:
         seen = bisecting.bisect(found, worst, timeout)
-        findings = tuple(f.model_copy(update={"line": seen.lines.get(f.operation)}) for f in cell.findings)
+        findings = cell.findings or seen.findings
         return cell.model_copy(update={"departures": seen.departures, "findings": findings})
     except HandheldError as error:
         reason = f"not bisected: {error}"

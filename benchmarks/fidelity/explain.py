@@ -132,3 +132,19 @@ def _quoted(path: Path) -> str:
     import shlex
 
     return shlex.quote(str(path))
+
+
+def explanation(cell: CheckCell) -> str:
+    """Everything that is known of a cell that did not pass, for a person: one paragraph, its first line the cell."""
+    lines = [f"{cell.key} {cell.status}" + (f", as expected ({cell.expected})" if cell.expected else "")]
+    lines += [str(miss) for miss in cell.misses] or [cell.reason or ""]
+    if cell.altered:
+        lines.append("altered: the file is not the one that its manifest describes")
+    if cell.came_in:
+        lines.append(f"where it came in: {cell.came_in}")
+    if cell.second_opinion_db is not None:
+        lines.append(f"second opinion: {cell.second_opinion_db:.1f} dB against {cell.second_opinion}")
+    lines += [f"not finite: {finding}" for finding in cell.findings]
+    lines += [f"likely: {cause.says} ({cause.source})" for cause in cell.causes]
+    lines += [f"type: {command}" for command in cell.next_commands]
+    return "\n    ".join(line.replace("\n", "\n    ") for line in filter(None, lines))

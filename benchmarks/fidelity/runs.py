@@ -18,6 +18,7 @@ from handheld.export.metrics import Array
 from handheld.models.spec import TensorSpec
 from handheld.runtimes.job import Result
 from handheld.runtimes.jobfolder import read_case, write_job
+from handheld.runtimes.run import PARTS
 from handheld.runtimes.targets import Target
 
 
@@ -137,8 +138,8 @@ def triples(golden: GoldenData, ran: Ran) -> Iterator[tuple[str, Mapping[str, Ar
 def save_worst(ran: Ran, golden: GoldenData, index: int) -> Path:
     """Write what `handheld run` needs to replay a case beside its artifact, whole or not at all."""
     arrays: dict[str, Array] = {}
-    parts = (("input", golden.inputs(index)), ("expected", golden.outputs(index)), ("got", ran.outputs(index)))
-    for prefix, named in parts:
+    parts = (golden.inputs(index), golden.outputs(index), ran.outputs(index))
+    for prefix, named in zip(PARTS, parts, strict=True):
         arrays |= {f"{prefix}/{name}": array for name, array in named.items()}
     path = ran.found.folder / WORST
     temporary = path.with_name(f".{path.name}.{threading.get_ident()}.npz")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from handheld.benchmarks.cells import find
-from handheld.benchmarks.fidelity.check import CHECK, CheckCell, CheckReport
+from handheld.benchmarks.fidelity.check import CHECK
+from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
 from handheld.benchmarks.latency.bench import BENCH, BenchCell, BenchReport
 from handheld.errors import HandheldError
 from handheld.export import files
@@ -143,13 +144,20 @@ def latency(cell: BenchCell) -> str:
 
 
 def _notes(row: Row) -> list[str]:
-    notes = [f"check: {text}" for c in row.checks for text in (c.reason, *map(str, c.findings)) if text]
+    notes = [f"check: {text}" for c in row.checks for text in _check_notes(c)]
     notes += [f"bench: {b.reason}" for b in row.measurements if b.reason]
     notes += [caution for b in row.measurements if b.measurement and (caution := b.measurement.caution())]
     if row.manifest.signature.casts:
         casts = ", ".join(f"{name} to {dtype}" for name, dtype in row.manifest.signature.casts.items())
         notes.append(f"the format needs casts: {casts}")
     return notes
+
+
+def _check_notes(cell: CheckCell) -> list[str]:
+    """What a check says of a cell beside its figures."""
+    notes = [cell.reason, cell.came_in and f"where it came in: {cell.came_in}", *map(str, cell.findings)]
+    notes += [f"likely: {cause.says} ({cause.source})" for cause in cell.causes]
+    return [note.replace("\n", " ") for note in notes if note]
 
 
 def _versions(summary: ReportSummary) -> list[str]:

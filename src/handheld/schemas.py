@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from handheld.benchmarks.fidelity.check import CheckReport
+from handheld.benchmarks.fidelity.records import CheckReport
 from handheld.benchmarks.latency.bench import BenchReport
 from handheld.benchmarks.latency.measurement import Measurement
 from handheld.benchmarks.report.summary import ReportSummary

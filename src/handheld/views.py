@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from handheld.benchmarks.fidelity.check import CheckCell, CheckReport
+from handheld.benchmarks.fidelity.explain import explanation
+from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
 from handheld.benchmarks.latency.bench import BenchCell, BenchReport
 from handheld.console import show_table, styled
 from handheld.export import formats, recipe
@@ -70,13 +71,21 @@ def _remaining(out: Console, cells: Sequence[Cell]) -> None:
 def show_check(out: Console, done: CheckReport) -> None:
     """Whether each artifact computes what the model computes."""
     rows: list[list[str | Text]] = [
-        [cell.name, *_parity(cell), styled(cell.status), cell.runtime or "–", cell.target] for cell in done.cells
+        [cell.name, *_parity(cell), _opinion(cell), styled(_status(cell)), cell.runtime or "–", cell.target]
+        for cell in done.cells
     ]
     columns = [
-        "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", "check", "runtime", "target",
+        "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", ">second opinion dB", "check", "runtime", "target",
     ]  # fmt: skip
     show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
-    _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells])
+    _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells if cell.status != "failed"])
+    for cell in done.cells:
+        if cell.status == "failed":
+            out.print(explanation(cell), soft_wrap=True)
+    for said in done.odd:
+        out.print(f"{said.model} on {said.target}: {said.says}", soft_wrap=True)
+    for problem in done.problems:
+        out.print(f"{problem.kind}: {problem.cell + ': ' if problem.cell else ''}{problem.says}", soft_wrap=True)
     _show_departures(out, done.cells)
     if done.required_but_not_run:
         out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
@@ -95,6 +104,14 @@ def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
         show_table(out, "Departures", columns, rows, caption=caption)
     elif asked:
         out.print(f"No operation departs from the model: {', '.join(cell.name for cell in asked)}.")
+
+
+def _opinion(cell: CheckCell) -> str:
+    return "–" if cell.second_opinion_db is None else _db(cell.second_opinion_db)
+
+
+def _status(cell: CheckCell) -> str:
+    return f"{cell.status}, as expected" if cell.expected else cell.status
 
 
 def _reason(cell: CheckCell) -> str | None:
@@ -217,6 +234,13 @@ def show_run(out: Console, done: RunReport) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in done.runtime_versions.items())
     columns = ["output", "shape", "dtype", ">min", ">mean", ">max", ">not finite"]
     show_table(out, done.artifact.name, columns, rows, caption=f"{done.runtime} ({versions}) on {done.basis}")
+    for name, close in done.parity.items():
+        place = f"{name}[{', '.join(map(str, close.index))}]: expected {close.expected:.6g}, got {close.got:.6g}"
+        out.print(
+            f"{name} against what is expected: PSNR {_db(close.psnr_db)} dB, cosine {close.cosine:.6f}, largest error "
+            f"{close.max_error:.3g} at {place}",
+            soft_wrap=True,
+        )
     if done.top:
         show_table(out, "Best classes", [">class", ">score"], [[str(t.index), f"{t.score:.4f}"] for t in done.top])
     if done.written:
