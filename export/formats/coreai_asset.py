@@ -27,7 +27,7 @@ PROGRAM, PROGRAM_HASH, METADATA = "main.mlirb", "main.hash", "metadata.json"
 MAGIC = b"ML\xefR"
 STRINGS, RESOURCES, RESOURCE_OFFSETS = 0, 5, 6
 BLOB = 0
-_SYMBOL = re.compile(r"(?:#param\.constant<)?@([\w$.-]+)")
+SYMBOL = re.compile(r"(?:#param\.constant<)?@([\w$.-]+)")
 DTYPES: dict[str, DType] = {
     "f32": "float32",
     "f16": "float16",
@@ -43,13 +43,13 @@ DTYPES: dict[str, DType] = {
 def inspect(path: Path) -> Inspection:
     """What the asset at `path` declares and holds. Raises `HandheldError` if it is not whole."""
     with reading(path, TITLE):
-        _require_whole(path)
+        require_whole(path)
         with (path / PROGRAM).open("rb") as file:
             blobs = resources(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
-        return _Reader(_module(path), blobs).inspection()
+        return _Reader(load_module(path), blobs).inspection()
 
 
-def _require_whole(path: Path) -> None:
+def require_whole(path: Path) -> None:
     """The asset's own hash, before Apple's loader sees it: that one ends the process on a damaged program."""
     for name in (PROGRAM, PROGRAM_HASH, METADATA):
         if not (path / name).is_file():
@@ -62,7 +62,8 @@ def _require_whole(path: Path) -> None:
             )
 
 
-def _module(path: Path) -> Any:
+def load_module(path: Path) -> Any:
+    """The MLIR module of an asset that is whole, as Apple's bindings give it."""
     try:
         from coreai.authoring import AIModelAsset
     except ModuleNotFoundError as error:
@@ -218,7 +219,7 @@ class _Reader:
         produced = {result: index for index, op in enumerate(ops) for result in op.results}
 
         def operands(index: int) -> list[int]:
-            return [produced[value] for value in _read(ops[index]) if value in produced]
+            return [produced[value] for value in values_read(ops[index]) if value in produced]
 
         for index in post_order([len(ops) - 1], operands, set()):
             self._feed_op(feed, ops[index])
@@ -242,7 +243,7 @@ class _Reader:
 
     def _callee(self, text: str) -> str:
         """The function that an attribute such as `#param.constant<@batch_norm_gzhq> : !param.symbol` names, or none."""
-        symbol = _SYMBOL.match(text)
+        symbol = SYMBOL.match(text)
         return symbol[1] if symbol and symbol[1] in self._graphs else ""
 
 
@@ -250,10 +251,10 @@ def _block(graph: Any) -> Any:
     return graph.regions[0].blocks[0]
 
 
-def _read(op: Any) -> list[Any]:
+def values_read(op: Any) -> list[Any]:
     """The values that an operator reads, those that its regions read included."""
     nested = [inner for region in op.regions for block in region.blocks for inner in block.operations]
-    return [*op.operands, *(value for inner in nested for value in _read(inner))]
+    return [*op.operands, *(value for inner in nested for value in values_read(inner))]
 
 
 def _text(op: Any, attribute: str) -> str:

@@ -145,7 +145,7 @@ def flatbuffers(schema: str, tables: Sequence[Table]) -> list[bytes]:
         sources = [Path(place, f"{index}.json") for index in range(len(tables))]
         for source, table in zip(sources, tables, strict=True):
             source.write_text(json.dumps(_json(table)))
-        command = [package / "data/bin/flatc", "--binary", "-o", place, package / schema, *sources]
+        command: list[str | Path] = [package / "data/bin/flatc", "--binary", "-o", place, package / schema, *sources]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
