@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
-from handheld.benchmarks.fidelity.check import CheckReport, check
+from handheld.benchmarks.ci.gate import Gates, held
+from handheld.benchmarks.fidelity import check as checking
+from handheld.benchmarks.fidelity.records import CheckReport
 from handheld.benchmarks.latency.bench import BenchReport, bench
 from handheld.benchmarks.report.summary import report
 from handheld.errors import HandheldError
@@ -88,10 +90,37 @@ def ship(
     if not (made := [cell.name for cell in exported.cells if cell.ok]):
         reasons = "".join(f"\n  {cell.name}: {cell.reason}" for cell in exported.cells)
         raise HandheldError(f"nothing could be exported, so there is nothing to check.{reasons}")
-    checked = check(exported.folder, only=made, progress=progress)
+    checked = checking.check(exported.folder, only=made, progress=progress)
     measured = bench(exported.folder, only=made, profile=profile, threads=(threads,), progress=progress)
     report(exported.folder)
     return ShipReport(export=exported, check=checked, bench=measured)
+
+
+def check(
+    folder: Path,
+    *,
+    require: Sequence[str] = (),
+    on: Sequence[str] = ("host",),
+    threads: int = 2,
+    timeout: float = 600,
+    bisect: bool = False,
+    baseline: Path | None = None,
+    update_baseline: bool = False,
+    expected: Path | None = None,
+    junit: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> CheckReport:
+    """Compare every artifact below `folder` with its golden outputs (`handheld.benchmarks.fidelity.check`).
+
+    `baseline` is what no cell may be worse than; `update_baseline` writes it instead. `expected` is a TOML file of
+    expected failures, `junit` where to write JUnit XML. In GitHub Actions it annotates and summarises by itself.
+    """
+    gates = Gates(baseline=baseline, update_baseline=update_baseline, expected=expected, junit=junit)
+    gates.require()
+    report = checking.check(
+        folder, require=require, on=on, threads=threads, timeout=timeout, bisect=bisect, progress=progress
+    )
+    return held(report, gates)
 
 
 def _request(model: str, options: ExportOptions) -> Request:

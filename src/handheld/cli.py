@@ -242,8 +242,11 @@ def ship(
     epilog="\b\nExamples:\n"
     "  handheld check out\n"
     "  handheld check out --require coreml,litert,onnx --json\n"
-    "  handheld check out --bisect\n\n"
-    "Exit codes: 0 every cell that ran passed and at least one ran; 1 a parity failure; 2 it could not be done."
+    "  handheld check out --bisect\n"
+    "  handheld check out --baseline baseline.json --update-baseline\n"
+    "  handheld check out --baseline baseline.json --expected expected.toml --junit check.xml\n\n"
+    "Exit codes: 0 every cell that ran passed or was expected to fail, and at least one ran; 1 a parity failure, a "
+    "figure worse than the baseline's, or an expectation that was not met; 2 it could not be done."
 )
 def check(
     folder: Folder,
@@ -252,6 +255,14 @@ def check(
     threads: Threads = 2,
     timeout: Timeout = 600,
     bisect: Annotated[bool, typer.Option("--bisect", help="Find the operations that depart from the model.")] = False,
+    baseline: Annotated[Path | None, typer.Option(help="A file of figures that none may be worse than.")] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write that file from this check, and compare nothing with it.")
+    ] = False,
+    expected: Annotated[
+        Path | None, typer.Option(help="A TOML file of expected failures, each with an expiry.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     json: Json = False,
 ) -> None:
     """Compare every artifact with the model's own outputs.
@@ -270,6 +281,10 @@ def check(
                 threads=threads,
                 timeout=timeout,
                 bisect=bisect,
+                baseline=baseline,
+                update_baseline=update_baseline,
+                expected=expected,
+                junit=junit,
                 progress=progress,
             )
         if json:
