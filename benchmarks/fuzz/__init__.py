@@ -1,1 +1,1 @@
-"""Fuzzing the converters: random small networks, exported everywhere, compared with eager PyTorch, shrunk when wrong."""
+"""Fuzzing the converters: random small networks, exported everywhere, compared with PyTorch, shrunk when wrong."""

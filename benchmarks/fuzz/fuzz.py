@@ -17,9 +17,10 @@ from handheld.benchmarks.fuzz import shrink as shrinking
 from handheld.benchmarks.fuzz import writing
 from handheld.benchmarks.fuzz.children import Child, EndedError
 from handheld.benchmarks.fuzz.network import Network, Value
+from handheld.benchmarks.fuzz.operators import TABLE
 from handheld.benchmarks.fuzz.protocol import Converting, Drawing, Kind, Making, Outcome
 from handheld.benchmarks.fuzz.worker import MAKER
-from handheld.errors import HandheldError
+from handheld.errors import HandheldError, unknown
 from handheld.export import files, formats
 from handheld.export.formats.base import Format
 from handheld.export.recipe import resolve
@@ -76,6 +77,7 @@ def fuzz(
     minutes: float | None = None,
     to: Sequence[str] = ("coreml", "coreai", "litert", "executorch", "onnx"),
     recipe: str = "fp32",
+    only: Sequence[str] = (),
     out: Path = Path("fuzz"),
     timeout: float = 120,
     shrink_seconds: float = 60,
@@ -83,11 +85,15 @@ def fuzz(
 ) -> FuzzReport:
     """Export `count` random networks, or as many as fit in `minutes`, to each format, run and compare them.
 
+    `only`: of these operators (names in `operators.TABLE`).
+
     What comes out wrong is shrunk and written to `out`. The same seed gives the same networks on every machine. A
     network that crashes or hangs its converter or runtime is a finding like others.
 
-    Raises `HandheldError` for an unknown format or recipe, and for a format that cannot run here.
+    Raises `HandheldError` for an unknown format, recipe or operator, and for a format that cannot run here.
     """
+    if strange := [name for name in only if name not in TABLE]:
+        raise unknown("operator", strange[0], TABLE)
     chosen = [_runnable(name, recipe) for name in dict.fromkeys(to)]
     if not chosen:
         raise HandheldError("no format to fuzz.", hint="Type: --to onnx,litert")
@@ -96,7 +102,9 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix="handheld-fuzz-") as place, ExitStack() as stack:
         children = {name: stack.enter_context(Child(name, out / f"{name}.log")) for name in _names(chosen)}
         pool = stack.enter_context(ThreadPoolExecutor(JOBS))
-        session = _Fuzzing(seed, recipe, chosen, children, pool, out, Path(place), timeout, shrink_seconds, progress)
+        session = _Fuzzing(
+            seed, recipe, tuple(only), chosen, children, pool, out, Path(place), timeout, shrink_seconds, progress
+        )
         for index in itertools.count() if limit is None else range(limit):
             if minutes is not None and session.seconds() > minutes * 60:
                 break
@@ -127,6 +135,7 @@ class _Fuzzing:
         self,
         seed: int,
         recipe: str,
+        only: tuple[str, ...],
         chosen: Sequence[Format],
         children: dict[str, Child],
         pool: ThreadPoolExecutor,
@@ -137,7 +146,7 @@ class _Fuzzing:
         progress: Progress,
     ) -> None:
         self.start = time.monotonic()
-        self.seed, self.recipe, self.chosen = seed, recipe, chosen
+        self.seed, self.recipe, self.only, self.chosen = seed, recipe, only, chosen
         self.children, self.pool, self.out, self.work = children, pool, out, work
         self.timeout, self.shrink_seconds, self.progress = timeout, shrink_seconds, progress
         self.outcomes: dict[str, Counter[Kind]] = {target.name: Counter() for target in chosen}
@@ -153,7 +162,7 @@ class _Fuzzing:
     def one(self, index: int) -> None:
         """Draw a network, and see what becomes of it everywhere."""
         label = f"{self.seed}/{index}"
-        network = self.children[MAKER].ask(Drawing(seed=label), self.timeout).network
+        network = self.children[MAKER].ask(Drawing(seed=label, only=self.only), self.timeout).network
         assert network is not None
         made = self._made(network)
         if made is None:

@@ -1,5 +1,6 @@
 """Growing a random network layer by layer, each tried on real tensors. Runs in a child process, with torch."""
 
+from collections.abc import Sequence
 from random import Random
 from types import SimpleNamespace
 
@@ -21,11 +22,11 @@ REUSED = 0.08
 """How often a layer takes over the weights of an earlier one."""
 
 
-def network(seed: str) -> Network:
-    """The random network of a seed: equal on every machine."""
+def network(seed: str, only: Sequence[str] = ()) -> Network:
+    """The random network of a seed, equal on every machine; of these operators only, if any are given."""
     random = Random(seed)
     while True:
-        grown = _Grown(random, _inputs(random))
+        grown = _Grown(random, _inputs(random), only)
         wanted = random.choice((1, 2, 3, 4, 6, 8, 10, 12))
         for _ in range(ATTEMPTS):
             if len(grown.layers) < wanted:
@@ -51,8 +52,9 @@ def _inputs(random: Random) -> list[Value]:
 class _Grown:
     """The layers so far, and every value's tensor for one set of inputs."""
 
-    def __init__(self, random: Random, inputs: list[Value]) -> None:
+    def __init__(self, random: Random, inputs: list[Value], only: Sequence[str]) -> None:
         self.random = random
+        self.only = only
         self.inputs = inputs
         self.values = list(inputs)
         self.layers: list[Layer] = []
@@ -82,7 +84,7 @@ class _Grown:
 
     def _drawn(self) -> Layer | None:
         table = self.random.choices([t for _, t in FAMILIES], weights=[share for share, _ in FAMILIES])[0]
-        name = self.random.choice(list(table))
+        name = self.random.choice(self.only or list(table))
         old = [layer for layer in self.layers if layer.weights is not None and layer.operands]
         if old and self.random.random() < REUSED:
             shared = self.random.choice(old)

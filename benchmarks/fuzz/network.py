@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from handheld.models.spec import DType
 from handheld.record import Record
 
@@ -25,7 +27,7 @@ class Layer(Record):
 
     operator: str
     operands: tuple[int, ...] = ()
-    attributes: dict[str, Attribute] = {}
+    attributes: dict[str, Attribute] = Field(default_factory=dict)
     weights: int | None = None
 
 

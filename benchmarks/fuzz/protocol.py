@@ -19,10 +19,11 @@ FINDINGS: tuple[Kind, ...] = ("differs", "error", "unrunnable", "crash", "hang")
 
 
 class Drawing(Record):
-    """Asks for the random network of a seed."""
+    """Asks for the random network of a seed; `only` of these operators, if any are named."""
 
     task: Literal["draw"] = "draw"
     seed: str
+    only: tuple[str, ...] = ()
 
 
 class Making(Record):

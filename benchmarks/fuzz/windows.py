@@ -1,4 +1,4 @@
-"""Operators that look at more than one element: pooling, resizing, padding, reductions, softmax, attention, products."""
+"""Operators that look at more than one element: pooling, resizing, padding, reductions, attention, products."""
 
 from handheld.benchmarks.fuzz.draw import Draw, Drawn, Operator
 

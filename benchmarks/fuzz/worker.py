@@ -37,7 +37,7 @@ def draw(request: Drawing) -> Reply:
     """The network of a seed."""
     from handheld.benchmarks.fuzz import grow
 
-    return Reply(network=grow.network(request.seed))
+    return Reply(network=grow.network(request.seed, request.only))
 
 
 def make(request: Making) -> Reply:

@@ -35,7 +35,7 @@ def readme(network: Network, target: Format, outcome: Outcome, label: str, recip
         f"    {name} = {expression(layer, [names[operand] for operand in layer.operands])}"
         for name, layer in zip(names[len(network.inputs) :], network.layers, strict=True)
     ]
-    inputs = ", ".join(f"{name}: {list(value.shape)} {value.dtype}" for name, value in zip(names, network.inputs))
+    inputs = ", ".join(f"x{n}: {list(value.shape)} {value.dtype}" for n, value in enumerate(network.inputs))
     figure = "" if outcome.psnr_db is None else f"{outcome.psnr_db:.1f} dB, "
     return "\n".join(
         [

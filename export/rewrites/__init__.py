@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.base import Rewrite, RewriteError
+from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
 from handheld.export.rewrites.decompose_norm import DecomposeNorm
+from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
 from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
 from handheld.export.rewrites.float_numbers import FloatNumbers
 from handheld.export.rewrites.fold_batch_norm import FoldBatchNorm
@@ -16,9 +18,12 @@ from handheld.export.rewrites.mean_keepdim import MeanKeepdim
 from handheld.export.rewrites.merge_parallel import MergeParallel
 from handheld.export.rewrites.merge_views import MergeViews
 from handheld.export.rewrites.out_of_place import OutOfPlace
+from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.plain_views import PlainViews
 from handheld.export.rewrites.remove_noops import RemoveNoops
+from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.softmax_3d import Softmax3d
+from handheld.export.rewrites.typed_reductions import TypedReductions
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -32,7 +37,11 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
-    *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews),
+    *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
+)
+_COREML: tuple[type[Rewrite], ...] = (
+    *(*COMMON, FlattenGroupNorm),
+    *(CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu),
 )
 
 # Measured against the converter's defaults with timm's EfficientFormerV2-S0 (weights away from their initial values),
@@ -41,17 +50,17 @@ _XNNPACK: tuple[type[Rewrite], ...] = (
 # the noise (0.97-1.00 of COMMON's), conversion is no faster, and Core ML's file grows by 0.3 %.
 TABLE: dict[str, tuple[type[Rewrite], ...]] = {
     # Conversion 14.3 -> 3.4 s, file 7.71 -> 7.35 MB. Attention stays whole: iOS 18's Core ML has an operator for it.
-    "coreml": (*COMMON, FlattenGroupNorm),
+    "coreml": _COREML,
     # Conversion 3.3 -> 1.5 s, file 14.89 -> 14.17 MB. Its interpreter on Linux says nothing of speed.
     "coreai": COMMON,
     # Conversion 21 -> 12 s, latency 0.97-0.99, file 15.12 -> 14.30 MB.
-    "litert": COMMON,
+    "litert": (*COMMON, TypedReductions),
     # XNNPACK partitions 12 -> 1 with nothing outside, lowering 34 -> 16 s, latency 0.65, file 14.42 -> 14.17 MB, and
     # right where the default is wrong (softmax_3d). Latency of ViT-Ti 0.5, LeViT-128S 0.46, a small diffusion UNet 0.2;
     # of it, decompose_norm 0.93-0.96 where there are norms.
     "executorch": _XNNPACK,
     # Its delegate is coremltools.
-    "executorch-coreml": (*COMMON, FlattenGroupNorm),
+    "executorch-coreml": _COREML,
     # Conversion 3.8 -> 1.5 s, latency 0.99, file 15.24 -> 14.65 MB.
     "onnx": COMMON,
 }

@@ -1,0 +1,95 @@
+"""The rewrites around converter faults that `handheld fuzz` found: equal to the model, and nothing left of the form."""
+
+from typing import Any
+
+import pytest
+import torch
+from rewriting import IMAGE, TOKENS, Fn, rewrite, traced
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from handheld.export.rewrites.crop_slices import CropSlices
+from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
+from handheld.export.rewrites.plain_prelu import PlainPrelu
+from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
+from handheld.export.rewrites.typed_reductions import TypedReductions
+
+
+class TestScaledRmsNorm:
+    @pytest.mark.parametrize("shape", [(6,), (5, 6)])
+    @pytest.mark.parametrize("eps", [None, 0.1])
+    @pytest.mark.parametrize("affine", [False, True])
+    def test_equal(self, shape: tuple[int, ...], eps: float | None, affine: bool) -> None:
+        norm = nn.RMSNorm(shape, eps=eps, elementwise_affine=affine)
+        seen = rewrite(Fn(lambda m, x: m.norm(x), norm=norm), [TOKENS], ScaledRmsNorm)
+        assert seen.changed == 1 and not seen.operators["rms_norm.default"]
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 1e4])
+    def test_of_any_magnitude(self, scale: float) -> None:
+        """Zeros stay zeros, and epsilon keeps its place."""
+        rewrite(Fn(lambda m, x: m.norm(x * scale), norm=nn.RMSNorm(6)), [TOKENS], ScaledRmsNorm)
+
+    def test_large_values_do_not_overflow_in_half(self) -> None:
+        module = traced(Fn(lambda m, x: m.norm(x), norm=nn.RMSNorm(6)), [TOKENS]).module()
+        ScaledRmsNorm().call(module)
+        module.recompile()
+        x = torch.full(TOKENS, 3e4)
+        assert torch.allclose(module.half()(x.half())[0].float(), module.float()(x)[0], rtol=1e-2)
+
+
+class TestCropSlices:
+    @pytest.mark.parametrize(
+        ("amounts", "pads"),
+        [((-1, 0), 0), ((-1, -2), 0), ((-1, 2), 1), ((1, -1, -2, 0), 1), ((0, 0, -3, -3), 0)],
+    )
+    def test_equal(self, amounts: tuple[int, ...], pads: int) -> None:
+        seen = rewrite(Fn(lambda _, x: F.pad(x, amounts, value=0.5)), [IMAGE], CropSlices)
+        assert seen.changed == 1 and seen.operators["constant_pad_nd.default"] == pads
+
+    @pytest.mark.parametrize("mode", ["constant", "reflect"])
+    def test_padding_stays(self, mode: str) -> None:
+        assert not rewrite(Fn(lambda _, x: F.pad(x, (1, 2), mode=mode)), [TOKENS], CropSlices).changed
+
+
+class TestPlainPrelu:
+    @pytest.mark.parametrize(
+        ("shape", "slopes"), [((5, 6), 6), ((5, 6), 1), (TOKENS, 5), (TOKENS, 1), ((6,), 1), ((2, 3, 2, 2, 2), 3)]
+    )
+    def test_equal(self, shape: tuple[int, ...], slopes: int) -> None:
+        seen = rewrite(Fn(lambda m, x: m.prelu(x), prelu=nn.PReLU(slopes)), [shape], PlainPrelu)
+        assert seen.changed == 1 and not seen.operators["prelu.default"]
+
+    def test_of_a_picture_stays(self) -> None:
+        assert not rewrite(Fn(lambda m, x: m.prelu(x), prelu=nn.PReLU(6)), [IMAGE], PlainPrelu).changed
+
+
+class TestExactReciprocal:
+    @pytest.mark.parametrize("function", [lambda _, x: 1 / (x.abs() + 0.1), lambda _, x: torch.reciprocal(x)])
+    def test_equal(self, function: Any) -> None:
+        seen = rewrite(Fn(function), [TOKENS], ExactReciprocal)
+        assert seen.operators["div.Tensor"] == 1 and not seen.operators["reciprocal.default"]
+
+    def test_of_integers_stays(self) -> None:
+        assert not rewrite(Fn(lambda _, x: 1 / (x.int().abs() + 1)), [TOKENS], ExactReciprocal).changed
+
+
+class TestTypedReductions:
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: x.mean(1, dtype=torch.float32),
+            lambda x: x.mean(dtype=torch.float32),
+            lambda x: x.sum((0, 2), keepdim=True, dtype=torch.float32),
+            lambda x: x.half().mean(1, keepdim=True, dtype=torch.float32),
+            lambda x: (x > 0).sum(1, dtype=torch.float32),
+        ],
+    )
+    def test_equal(self, function: Any) -> None:
+        def run(_: Any, x: Tensor) -> Tensor:
+            result: Tensor = function(x)
+            return result
+
+        assert rewrite(Fn(run), [TOKENS], TypedReductions).changed == 1
+
+    def test_of_integers_stays(self) -> None:
+        assert not rewrite(Fn(lambda _, x: (x > 0).sum(1, dtype=torch.int64)), [TOKENS], TypedReductions).changed
