@@ -51,7 +51,8 @@ class CoreAIFile(OpenFile):
         self.made_by: dict[str, Any] = {}
         self.specs: dict[str, TensorSpec] = {}
         for argument, name in zip(self.block.arguments, _io_names(main, "arg_attrs"), strict=True):
-            self._name(argument, name)
+            self.names[argument] = name
+            self._describe(argument)
         self.inputs = tuple(spec.name for spec in signature.inputs)
         live = set(self.names)
         operations = []
@@ -59,6 +60,8 @@ class CoreAIFile(OpenFile):
             taken = [value for value in values_read(op) if value in live]
             self._name_results(op, number)
             if taken and op.name != OUTPUT:
+                for result in op.results:
+                    self._describe(result)
                 live.update(op.results)
                 inputs = tuple(dict.fromkeys(self.names[value] for value in taken))
                 outputs = tuple(self.names[value] for value in op.results)
@@ -89,16 +92,16 @@ class CoreAIFile(OpenFile):
         save(self._piece([self.made_by[operation.name] for operation in operations], inputs, outputs), destination)
         return self.signature(inputs, outputs)
 
-    def _name(self, value: Any, name: str) -> None:
-        self.names[value] = name
-        dtype = DTYPES.get(str(getattr(value.type, "element_type", "")))
-        if dtype and value.type.has_static_shape:
-            self.specs[name] = TensorSpec(name, tuple(value.type.shape), dtype)
-
     def _name_results(self, op: Any, number: int) -> None:
         name = f"{self.kind(op)}.{number}"
         for index, result in enumerate(op.results):
-            self._name(result, f"{name}.{index}" if len(op.results) > 1 else name)
+            self.names[result] = f"{name}.{index}" if len(op.results) > 1 else name
+
+    def _describe(self, value: Any) -> None:
+        """Note the spec of a value, if its shape is known and its type is one that a tensor of ours has."""
+        dtype = DTYPES.get(str(getattr(value.type, "element_type", "")))
+        if dtype and value.type.has_static_shape:
+            self.specs[self.names[value]] = TensorSpec(self.names[value], tuple(value.type.shape), dtype)
 
     def _piece(self, ops: Sequence[Any], inputs: Sequence[str], outputs: Sequence[str]) -> Any:
         """A module whose `main` has these operations, and whatever of constants and functions they need."""
@@ -170,7 +173,7 @@ def _nested(op: Any) -> list[Any]:
 
 
 def _clone(op: Any, known: dict[Any, Any]) -> None:
-    """Clone an operation at the insertion point, reading `known` values in place of its own; its results become known."""
+    """Clone an operation at the insertion point, reading `known` values for its own; its results become known."""
     clone = op.operation.clone()
     for copied in (clone, *_nested(clone)):
         for index, value in enumerate(copied.operands):
