@@ -132,19 +132,20 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     from handheld.export import rewrites
     from handheld.export.formats.overhead import without_overhead
     from handheld.export.program import Program
-    from handheld.export.stages import stage_of
+    from handheld.export.stages import decomposed, stage_of
 
     artifact = folder / request.artifact
     with without_overhead():
         program = Program.load(request.program / PROGRAM)
         rewritten, counts = rewrites.apply(program, request.format)
-        stage = stage_of("rewritten", rewritten, request.program)
+        stages = [stage_of("rewritten", rewritten, request.program)]
+        target.watch = lambda exported: stages.append(decomposed(exported, request.program))
         signature = target.convert(rewritten, request.recipe, artifact, request.options)
     converted = Converted(
         signature=signature,
         inspection=target.inspect(artifact),
         rewrites=counts,
-        stages=(stage,),
+        stages=tuple(stages),
         work=work_since(start),
     )
     return Reply(converted=converted)

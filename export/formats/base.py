@@ -1,7 +1,7 @@
 """What a format is: how a program becomes a file of it, and how such a file is read back without being run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,6 +13,8 @@ from handheld.models.spec import DType, TensorSpec
 from handheld.record import Record
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from handheld.export.program import Program
 
 
@@ -84,6 +86,14 @@ class Format(ABC):
     memory_factor: ClassVar[float]
     """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes`: an estimate."""
     memory_base_bytes: ClassVar[int]
+    watch: "Callable[[ExportedProgram], None] | None" = None
+    """Told by `convert` of the graph that it hands to the converter, where that is not the program itself; its inputs
+    and outputs have the order of the program's. So the stage "decomposed" is measured without making it twice."""
+
+    def _watched(self, exported: "ExportedProgram") -> "ExportedProgram":
+        if self.watch:
+            self.watch(exported)
+        return exported
 
     @abstractmethod
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:

@@ -58,6 +58,7 @@ class CoreAIFormat(Format):
         else:
             exported = lifted.build().run_decompositions(decompositions)
         require_stateless(exported, self.title)
+        self._watched(exported)
         _stage(converter, exported, program, decompositions)
         try:
             converter.to_coreai().save_asset(destination)

@@ -69,6 +69,7 @@ class CoreMLFormat(Format):
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""
         graph, casts = self.graph(program, options)
+        self._watched(graph)
         try:
             package = _packaged(graph, program, recipe, destination, options)
         except Exception as error:

@@ -84,7 +84,9 @@ class ExecuTorch(_PTE):
         from handheld.export.formats.xnnpack_passes import needed_passes_only
 
         with needed_passes_only():
-            return super()._lowered(_without_idle_copies(program), recipe, options)
+            plainer = _without_idle_copies(program)
+            self._watched(plainer.exported)
+            return super()._lowered(plainer, recipe, options)
 
     def _partitioner(self, program: Program, recipe: Recipe, options: Options) -> Any:  # noqa: ARG002
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -110,6 +112,7 @@ class ExecuTorchCoreML(_PTE):
     def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
         # What coremltools converts silently wrong: see export/formats/coreml.py.
         exported = program.exported.run_decompositions({**scaled_sums(), **tanh_gelu(), **typed_means()})
+        self._watched(exported)
         return super()._lowered(Program(exported, program.inputs, program.outputs), recipe, options)
 
     def _partitioner(self, program: Program, recipe: Recipe, options: Options) -> Any:

@@ -43,7 +43,10 @@ class ONNX(Format):
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file. Nothing is cast: ONNX has every dtype that a signature can have."""
-        model = _exported(program)
+        exported = _exported(program)
+        if exported.exported_program is not None:
+            self._watched(exported.exported_program)
+        model = exported.model
         if recipe.weights == "float16":
             _halve(model)
         _name(model, program)
@@ -109,7 +112,7 @@ def _tag(field: int, size: int) -> bytes:
 
 
 def _exported(program: "Program") -> Any:
-    """The program as an optimised `onnx_ir.Model`."""
+    """The program as torch's `ONNXProgram`, optimised."""
     import torch
 
     try:
@@ -120,7 +123,7 @@ def _exported(program: "Program") -> Any:
             raise
         raise blame(ONNX.title, program, missing) from error
     assert exported is not None  # dynamo=True always gives a program
-    return exported.model
+    return exported
 
 
 def _halve(model: Any) -> None:
