@@ -38,7 +38,7 @@ def network(seed: str, only: Sequence[str] = ()) -> Network:
 
 def _inputs(random: Random) -> list[Value]:
     channels, height, width = random.choice((3, 4, 6, 8, 16)), random.randint(4, 14), random.randint(4, 14)
-    shapes: list[tuple[int, ...]] = [(1, channels, height, width)] * 5 + [(2, channels, height, width)]
+    shapes: list[tuple[int, ...]] = [*[(1, channels, height, width)] * 5, (2, channels, height, width)]
     shapes += [(1, height, 4 * random.randint(2, 6))] * 2 + [(2, 3, width, 8), (random.randint(1, 4), 12)]
     inputs = [Value(shape=random.choice(shapes))]
     if random.random() < 0.3:

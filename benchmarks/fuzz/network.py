@@ -61,7 +61,7 @@ class Network(Record):
         """The network in which these of its `values` are not computed but come from outside."""
         inputs = sorted(numbers | set(range(len(self.inputs))))
         moved = {old: new for new, old in enumerate(inputs)}
-        layers = []
+        layers: list[Layer] = []
         for number, layer in enumerate(self.layers, len(self.inputs)):
             if number not in numbers:
                 operands = tuple(moved[operand] for operand in layer.operands)

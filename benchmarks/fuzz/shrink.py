@@ -102,7 +102,7 @@ def _resized(network: Network) -> Iterator[Network]:
 def _replaced(network: Network, old: int, new: int) -> Network:
     def replaced(value: Attribute) -> Attribute:
         if isinstance(value, tuple):
-            return tuple(new if type(item) is int and item == old else item for item in value)  # type: ignore[return-value]
+            return tuple(new if type(item) is int and item == old else item for item in value)
         return new if type(value) is int and value == old else value
 
     inputs = tuple(

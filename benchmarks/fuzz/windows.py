@@ -5,7 +5,7 @@ from handheld.benchmarks.fuzz.draw import Draw, Drawn, Operator
 
 def _pool(d: Draw) -> Drawn:
     x = d.value(ranks=[4])
-    kernel = d.choice((2, 3, 3, (2, 3), 5))
+    kernel: int | tuple[int, ...] = d.choice((2, 3, 3, 5)) if d.chance(0.8) else (2, 3)
     smallest = kernel if isinstance(kernel, int) else min(kernel)
     return [x], {
         "kernel": kernel,
@@ -33,8 +33,8 @@ def _pool1d(d: Draw) -> Drawn:
 def _adaptive(d: Draw) -> Drawn:
     x = d.value(ranks=[4])
     height, width = d.shape(x)[2:]
-    size = d.choice((1, (d.divisor(height), d.divisor(width)), 2, 3, (1, width), (height, 1)))
-    return [x], {"size": size}
+    sizes: list[int | tuple[int, ...]] = [1, (d.divisor(height), d.divisor(width)), 2, 3, (1, width), (height, 1)]
+    return [x], {"size": d.choice(sizes)}
 
 
 def _size(d: Draw) -> Drawn:
@@ -49,7 +49,8 @@ def _size_aligned(d: Draw) -> Drawn:
 
 
 def _scale(d: Draw) -> Drawn:
-    return [d.value(ranks=[4])], {"scale": d.choice((2, 2.0, 0.5, 1.5, 3, 1.3, (2.0, 1.5)))}
+    scales: list[float | tuple[float, ...]] = [2, 2.0, 0.5, 1.5, 3, 1.3, (2.0, 1.5)]
+    return [d.value(ranks=[4])], {"scale": d.choice(scales)}
 
 
 def _scale_aligned(d: Draw) -> Drawn:

@@ -17,11 +17,13 @@ from handheld.export.rewrites.matmul_3d import Matmul3d
 from handheld.export.rewrites.mean_keepdim import MeanKeepdim
 from handheld.export.rewrites.merge_parallel import MergeParallel
 from handheld.export.rewrites.merge_views import MergeViews
+from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.out_of_place import OutOfPlace
 from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.plain_views import PlainViews
 from handheld.export.rewrites.remove_noops import RemoveNoops
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
+from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.softmax_3d import Softmax3d
 from handheld.export.rewrites.typed_reductions import TypedReductions
 
@@ -40,8 +42,8 @@ _XNNPACK: tuple[type[Rewrite], ...] = (
     *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
 )
 _COREML: tuple[type[Rewrite], ...] = (
-    *(*COMMON, FlattenGroupNorm),
-    *(CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu),
+    *COMMON,
+    *(FlattenGroupNorm, CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu),
 )
 
 # Measured against the converter's defaults with timm's EfficientFormerV2-S0 (weights away from their initial values),
@@ -54,7 +56,7 @@ TABLE: dict[str, tuple[type[Rewrite], ...]] = {
     # Conversion 3.3 -> 1.5 s, file 14.89 -> 14.17 MB. Its interpreter on Linux says nothing of speed.
     "coreai": COMMON,
     # Conversion 21 -> 12 s, latency 0.97-0.99, file 15.12 -> 14.30 MB.
-    "litert": (*COMMON, TypedReductions),
+    "litert": (*COMMON, TypedReductions, ScaledSums, NearestByIndex),
     # XNNPACK partitions 12 -> 1 with nothing outside, lowering 34 -> 16 s, latency 0.65, file 14.42 -> 14.17 MB, and
     # right where the default is wrong (softmax_3d). Latency of ViT-Ti 0.5, LeViT-128S 0.46, a small diffusion UNet 0.2;
     # of it, decompose_norm 0.93-0.96 where there are norms.

@@ -10,8 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
+from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
+from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.typed_reductions import TypedReductions
 
 
@@ -93,3 +95,38 @@ class TestTypedReductions:
 
     def test_of_integers_stays(self) -> None:
         assert not rewrite(Fn(lambda _, x: (x > 0).sum(1, dtype=torch.int64)), [TOKENS], TypedReductions).changed
+
+
+class TestScaledSums:
+    @pytest.mark.parametrize("function", [torch.add, torch.sub])
+    @pytest.mark.parametrize("other", [3.0, None])
+    def test_equal(self, function: Any, other: float | None) -> None:
+        seen = rewrite(
+            Fn(lambda _, x, y: function(x, y if other is None else other, alpha=-1.5)), [TOKENS, (6,)], ScaledSums
+        )
+        assert seen.changed == 1 and seen.operators["mul.Tensor"] == (other is None)
+
+    def test_plain_ones_stay(self) -> None:
+        assert not rewrite(Fn(lambda _, x: x + x - 1), [TOKENS], ScaledSums).changed
+
+
+class TestNearestByIndex:
+    @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+    @pytest.mark.parametrize(
+        ("shape", "to"),
+        [
+            (IMAGE, {"size": (3, 11)}),
+            (IMAGE, {"size": (8, 3)}),
+            (IMAGE, {"scale_factor": 1.3}),
+            (IMAGE, {"scale_factor": (0.5, 2.0)}),
+            (TOKENS, {"size": 4}),
+            ((1, 2, 3, 4, 5), {"size": (3, 7, 2)}),
+        ],
+    )
+    def test_equal(self, mode: str, shape: tuple[int, ...], to: Any) -> None:
+        seen = rewrite(Fn(lambda _, x: F.interpolate(x, mode=mode, **to)), [shape], NearestByIndex)
+        assert seen.changed == 1 and seen.operators["index_select.default"]
+
+    def test_whole_factors_stay(self) -> None:
+        module = Fn(lambda _, x: F.interpolate(x, scale_factor=2, mode="nearest"))
+        assert not rewrite(module, [IMAGE], NearestByIndex).changed
