@@ -12,6 +12,10 @@ Progress = Callable[[str, str], None]
 """Called with what is worked on and what has just become of it."""
 
 
+PIECES = "pieces"
+"""The folder, in a model's, where `check --bisect` leaves pieces of artifacts: artifacts of their own."""
+
+
 @dataclass(frozen=True)
 class ArtifactFolder:
     """One artifact's folder; `manifest` is None and `problem` says why if its manifest cannot be used."""
@@ -61,8 +65,8 @@ def find(folder: Path, only: Collection[str] | None = None) -> list[ArtifactFold
 
 
 def _hidden(path: Path, top: Path) -> bool:
-    """Whether it lies in a staging folder of a running or killed export."""
-    return any(part.startswith(".") for part in path.relative_to(top).parts)
+    """Whether it lies in a staging folder of a running or killed export, or among pieces."""
+    return any(part.startswith(".") or part == PIECES for part in path.relative_to(top).parts)
 
 
 def _read(folder: Path) -> ArtifactFolder:

@@ -6,58 +6,85 @@ the child: it reads `request.json` there and leaves `reply.json`.
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from handheld.benchmarks.cells import ArtifactFolder
-from handheld.benchmarks.fidelity.departures import Compared, compare
+from pydantic import Field
+
+from handheld.benchmarks.cells import PIECES, ArtifactFolder
+from handheld.benchmarks.fidelity import surgery
+from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines
+from handheld.benchmarks.fidelity.pieces import smallest, write
+from handheld.benchmarks.fidelity.references import Seen, follow
+from handheld.benchmarks.fidelity.surgery import MODULES
+from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
-from handheld.export import files
+from handheld.export import files, formats, rewrites
 from handheld.export.cache import Cache
 from handheld.export.child import PROGRAM, PROGRAM_RECORD
-from handheld.export.formats.base import Options
 from handheld.export.golden import GoldenData
-from handheld.export.manifest import ProgramRecord
+from handheld.export.manifest import MANIFEST, Manifest, ProgramRecord
 from handheld.export.process import Children, die_with_parent
+from handheld.export.program import Program
 from handheld.record import Record
+from handheld.runtimes.job import Finding
 
-FORMATS = ("coreml",)
-"""The formats whose values can be seen one by one here."""
+FORMATS = tuple(MODULES)
+"""The formats whose files can be taken apart."""
 
 REQUEST, REPLY = "request.json", "reply.json"
 
 
 class _Request(Record):
-    artifact: Path
-    format: str
-    options: Options
-    program: Path
-    golden: Path
+    """`program` is a folder of the cache; without it, only what is not finite is looked for."""
+
+    cell: Path
+    cases: tuple[int, ...]
+    program: Path | None
+
+
+class Bisected(Record):
+    """The operations that depart on golden input `case`, in order; those that first give what is not finite; and the
+    lines of the model's source that operations stem from, by their names."""
+
     case: int
-    half: bool
+    departures: tuple[Departure, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    lines: dict[str, str] = Field(default_factory=dict)
 
 
 class _Reply(Record):
-    compared: Compared | None = None
+    bisected: Bisected | None = None
     failed: str | None = None
 
 
-def bisect(found: ArtifactFolder, case: int, timeout: float) -> Compared:
-    """An artifact's operations beside its model's on one golden input.
+def bisect(found: ArtifactFolder, worst: int, timeout: float) -> Bisected:
+    """An artifact's operations beside its model's, on golden input `worst`, or another if none departs there.
 
-    Raises `HandheldError` if the format's values cannot be seen, or the model's program is not in the cache any more.
+    The smallest pieces that show the departures are written to `pieces` in the model's folder. Raises `HandheldError`
+    if the format's files cannot be taken apart, or the model's program is not in the cache any more.
     """
-    manifest = found.manifest
-    if manifest is None or manifest.format not in FORMATS:
-        raise HandheldError(f"{found.name}: operations are compared one by one in {', '.join(FORMATS)} only, so far.")
-    request = _Request(
-        artifact=found.artifact.resolve(),
-        format=manifest.format,
-        options=manifest.options,
-        program=cached_program(manifest.program_sha256),
-        golden=found.folder.parent.resolve(),
-        case=case,
-        half=manifest.recipe.weights == "float16",
+    assert found.manifest
+    kinds = [case.kind for case in GoldenData(found.folder.parent).record.cases]
+    # Zeros come last: on the way, they make many values equal that are not the same.
+    cases = sorted(range(len(kinds)), key=lambda case: (kinds[case] == "zeros", case != worst, case))
+    return _ask(
+        found, cases[:1] + [worst] * (worst != cases[0]), timeout, cached_program(found.manifest.program_sha256)
     )
+
+
+def not_finite(found: ArtifactFolder, case: int, timeout: float) -> tuple[Finding, ...]:
+    """The operations of an artifact that first give what is not finite on a golden input. Needs no program.
+
+    Raises `HandheldError` if the format's files cannot be taken apart.
+    """
+    return _ask(found, [case], timeout, None).findings
+
+
+def _ask(found: ArtifactFolder, cases: Sequence[int], timeout: float, program: Path | None) -> Bisected:
+    if found.format not in FORMATS:
+        raise HandheldError(f"{found.name}: operations are compared one by one in {', '.join(FORMATS)} only.")
+    request = _Request(cell=found.folder.resolve(), cases=tuple(cases), program=program)
     with tempfile.TemporaryDirectory(prefix="handheld-bisect-") as place:
         folder = Path(place)
         files.write_record(folder / REQUEST, request)
@@ -67,9 +94,9 @@ def bisect(found: ArtifactFolder, case: int, timeout: float) -> Compared:
         if not (folder / REPLY).exists():
             raise HandheldError(f"{found.name} could not be compared operation by operation: {ended.describe()}")
         reply = files.read_record(folder / REPLY, _Reply)
-    if reply.compared is None:
+    if reply.bisected is None:
         raise HandheldError(reply.failed or "nothing was compared.")
-    return reply.compared
+    return reply.bisected
 
 
 def cached_program(sha256: str) -> Path:
@@ -83,29 +110,51 @@ def cached_program(sha256: str) -> Path:
     raise HandheldError("the model's program is not in the cache any more.", hint="Export the model again.")
 
 
-def _compared(request: _Request) -> Compared:
+def _bisected(request: _Request) -> Bisected:
+    manifest = files.read_record(request.cell / MANIFEST, Manifest)
+    golden = GoldenData(request.cell.parent)
+    for module in formats.get(manifest.format).blocked_imports:
+        sys.modules[module] = None  # type: ignore[assignment]
+    opened = surgery.open_file(request.cell / manifest.artifact, manifest.format, manifest.signature)
+    program = None
+    if request.program:
+        program, _ = rewrites.apply(Program.load(request.program / PROGRAM), manifest.format)
+    result = Bisected(case=request.cases[0])
+    for case in request.cases:
+        result = _on(case, opened, manifest, golden, program)
+        if result.departures or not program:
+            break
+    return result
+
+
+def _on(case: int, opened: OpenFile, manifest: Manifest, golden: GoldenData, program: Program | None) -> Bisected:
+    arrays = list(golden.inputs(case).values())
+    names = [name for operation in opened.operations for name in operation.outputs]
+    given = dict(zip(opened.inputs, arrays, strict=True))
+    half = manifest.recipe.weights == "float16"
+    seen = Seen(given | opened.compute(given, names), half=half, exact=half and not opened.merges_constants)
+    found = tuple(findings(opened, seen.arrays))
+    if program is None:
+        return Bisected(case=case, findings=found)
     import torch
 
-    from handheld.export import formats, rewrites
-    from handheld.export.formats.coreml import CoreMLFormat
-    from handheld.export.program import Program
-
-    target = formats.get(request.format)
-    assert isinstance(target, CoreMLFormat)
-    for module in target.blocked_imports:
-        sys.modules[module] = None  # type: ignore[assignment]
-    program, _ = rewrites.apply(Program.load(request.program / PROGRAM), request.format)
-    graph, casts = target.graph(program, request.options)
-    arrays = GoldenData(request.golden).inputs(request.case)
-    inputs = {name: torch.from_numpy(array.astype(casts.get(name, array.dtype))) for name, array in arrays.items()}
-    return compare(request.artifact, program, graph, inputs, half=request.half)
+    graphs = follow(program.exported, [torch.from_numpy(array) for array in arrays], seen)
+    departing = []
+    for number, (departure, expected) in enumerate(departures(opened, seen.arrays, graphs)):
+        piece = smallest(opened, seen, departure, expected)
+        if piece:
+            folder = golden.path.parent / PIECES / f"{manifest.format}-{manifest.recipe.name}-{number}"
+            write(folder, piece, opened, seen.arrays, departure, manifest, golden.record)
+            departure = departure.model_copy(update={"piece": folder})
+        departing.append(departure)
+    return Bisected(case=case, departures=tuple(departing), findings=found, lines=lines(opened, graphs))
 
 
 def main(folder: Path) -> None:
     """Answer the request in `folder`."""
     die_with_parent()
     try:
-        reply = _Reply(compared=_compared(files.read_record(folder / REQUEST, _Request)))
+        reply = _Reply(bisected=_bisected(files.read_record(folder / REQUEST, _Request)))
     except HandheldError as error:
         reply = _Reply(failed=str(error))
     files.write_record(folder / REPLY, reply)

@@ -218,7 +218,10 @@ def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCe
     worst = cell.parity.worst_case if cell.parity else 0
     try:
         seen = bisecting.bisect(found, worst, timeout)
-        findings = cell.findings or seen.findings
+        findings = tuple(
+            finding.model_copy(update={"line": seen.lines.get(finding.operation)})
+            for finding in cell.findings or seen.findings
+        )
         return cell.model_copy(update={"departures": seen.departures, "findings": findings})
     except HandheldError as error:
         reason = f"not bisected: {error}"

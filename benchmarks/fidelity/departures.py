@@ -1,149 +1,149 @@
-"""Where a Core ML file departs from the model: operation by operation, each fed what the model itself computes.
+"""Where a converted file departs from the model: the first operations that are wrong although all they take is right.
 
-The file keeps the names of the values of the graph that it was made from. Each operation is run on the graph's own
-values, in float32, with weights rounded on both sides as the file stores them; so what an operation gives differs from
-the graph's value by its own fault alone, however many others there are, and by no rounding.
+A value of the file is right if the model's graph computes it too, from the file's own values (`references`). Values
+without a counterpart in the graph are nothing to complain of as long as what is computed of them is right again. So an
+operation departs if an output of the file, which is wrong, is computed from its result by way of values that are all
+without counterpart, while all that it takes itself is right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from handheld.errors import HandheldError
-from handheld.export.formats.unsupported import source_line
+import numpy as np
+
+from handheld.benchmarks.fidelity.references import Array, Expected, error_of
+from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
 from handheld.record import Record
-
-if TYPE_CHECKING:
-    import torch
-    from torch.export import ExportedProgram
-    from torch.fx import Node
-
-    from handheld.export.program import Program
-    from handheld.runtimes.coreml.operators.base import Value
-    from handheld.runtimes.coreml.program import Step
-
-LIMIT = 2e-5
-"""An operation departs if its largest error is this part of its largest value. In clean conversions measured here
-(EfficientFormerV2-S0, fp16 and fp32) every operation that has a counterpart of its own is equal to the bit, and a group
-norm, which becomes ten, differs by 6e-6; the tanh form of GELU differs from the exact one by 1.4e-4."""
-
-SUFFIXES = ("_cast_fp16", "_to_fp16", "_cast_fp32", "_to_fp32")
-"""What coremltools adds to a value's name when it casts it."""
+from handheld.runtimes.job import Finding
 
 
 class Departure(Record):
-    """One operation whose output is not the graph's, although its inputs are.
+    """An operation of the file whose result is not the model's, although what it takes is.
 
-    `error` is the largest error over the largest value. `line` is the place in the model's source, if known. `since`
-    are the operations before it whose outputs have no counterpart: the fault may be theirs.
+    `error` is the largest error over the largest magnitude of what the model computes in its place, `node`, at `line`
+    of its source; infinite if the model computes nothing of that size there (the operation begins a group of operations
+    that the file has in place of `node`). `piece` is the folder of the smallest failing piece.
     """
 
     operation: str
     operator: str
     error: float
+    node: str | None
     line: str | None
-    since: tuple[str, ...] = ()
+    piece: Path | None = None
 
 
-class Compared(Record):
-    """The operations that depart, in order, and the lines of the model's source that operations stem from."""
-
-    departures: tuple[Departure, ...]
-    lines: dict[str, str]
-
-
-def compare(
-    artifact: Path, program: "Program", graph: "ExportedProgram", inputs: "Mapping[str, torch.Tensor]", *, half: bool
-) -> Compared:
-    """The operations of a package beside the graph it was made of, on these inputs.
-
-    `half`: the package stores weights in half precision. Raises `HandheldError` if no value has a counterpart.
-    """
-    from handheld.runtimes.coreml import Settings, open_package
-
-    values, nodes = _recorded(graph, list(inputs.values()), half)
-    for spec, node in zip(program.outputs, graph.graph.output_node().args[0], strict=True):
-        values[spec.name], nodes[spec.name] = values[node.name], node
-    found: list[Departure] = []
-    lines: dict[str, str] = {}
-    unmatched: list[str] = []
-    matched = 0
-
-    def observe(step: "Step", name: str, value: "Value") -> "Value | None":
-        nonlocal matched
-        key = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
-        expected = values.get(key)
-        if not _comparable(value, expected):
-            unmatched.append(step.describe())
-            return None
-        matched += 1
-        line = source_line(nodes[key].meta.get("stack_trace"))
-        if line:
-            lines[step.name] = line
-        error = relative_error(expected, value)
-        if not error <= LIMIT:
-            found.append(
+def departures(
+    opened: OpenFile, seen: Mapping[str, Array], graphs: Sequence[Sequence[Expected]]
+) -> list[tuple[Departure, Expected | None]]:
+    """The operations that depart, in order, each with what the model computes in its place."""
+    values = [list(_all(outputs)) for outputs in graphs]
+    right = {name for each in values for value in each for name in value.matches} | set(opened.inputs)
+    wrong_operations = _wrong(opened, right)
+    candidates = [value for each in graphs for value in _first_unmatched(each)]
+    found = []
+    for operation in wrong_operations:
+        expected = _counterpart(operation, seen, candidates)
+        result = seen[operation.outputs[0]]
+        found.append(
+            (
                 Departure(
-                    operation=step.name,
-                    operator=step.operator.name,
-                    error=error,
-                    line=line,
-                    since=tuple(unmatched),
-                )
+                    operation=operation.name,
+                    operator=operation.operator,
+                    error=error_of(expected.array, result) if expected else float("inf"),
+                    node=expected.name if expected else None,
+                    line=expected.line if expected else None,
+                ),
+                expected,
             )
-        unmatched.clear()
-        replaced: torch.Tensor = expected.to(value.dtype)  # type: ignore[union-attr]
-        return replaced
-
-    open_package(artifact, settings=Settings(precision="float32")).predict(inputs, observe=observe)
-    if not matched:
-        raise HandheldError(f"no operation of {artifact} has the name of one in the model's graph.")
-    return Compared(departures=tuple(found), lines=lines)
+        )
+    return found
 
 
-def _comparable(value: Any, expected: Any) -> bool:
-    import torch
+def findings(opened: OpenFile, seen: Mapping[str, Array]) -> list[Finding]:
+    """The operations that give values that are not finite although all that they take is."""
+    found = []
+    for operation in opened.operations:
+        if all(np.isfinite(seen[name]).all() for name in operation.inputs):
+            for name in operation.outputs:
+                bad = ~np.isfinite(seen[name])
+                if bad.any():
+                    finite = np.abs(seen[name][~bad].astype(np.float64))
+                    found.append(
+                        Finding(
+                            operation=operation.name,
+                            operator=operation.operator,
+                            kind="nan" if np.isnan(seen[name]).any() else "inf",
+                            count=int(bad.sum()),
+                            largest=float(finite.max()) if finite.size else 0.0,
+                        )
+                    )
+    return found
 
-    both = isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor)
-    return both and value.shape == expected.shape and value.is_floating_point() == expected.is_floating_point()
+
+def lines(opened: OpenFile, graphs: Sequence[Sequence[Expected]]) -> dict[str, str]:
+    """Operation -> the line of the model's source that its result stems from, as far as results have counterparts."""
+    names: dict[str, str] = {}
+    for outputs in graphs:
+        for value in _all(outputs):
+            if value.line:
+                names |= {name: value.line for name in value.matches if name not in names}
+    return {op.name: names[out] for op in opened.operations for out in op.outputs if out in names}
 
 
-def relative_error(expected: Any, value: Any) -> float:
-    """The largest error over the largest magnitude of `expected`; infinite if only one of two numbers is finite."""
-    import torch
+def _wrong(opened: OpenFile, right: set[str]) -> list[Operation]:
+    """The operations at which the wrong part of the file begins.
 
-    expected, value = expected.double(), value.double()
-    same = (expected == value) | (expected.isnan() & value.isnan())
-    if bool(same.all()):
-        return 0.0
-    if not bool((same | (expected.isfinite() & value.isfinite())).all()):
-        return float("inf")
-    error = torch.where(same, 0.0, (expected - value).abs()).max()
-    largest = expected[expected.isfinite()].abs().max()
-    return float(error / largest) if largest else float("inf")
+    None stands behind another: what it takes could be right by chance (the variance of negated values is theirs).
+    """
+    suspicious = set(opened.outputs) - right
+    part = []
+    for operation in reversed(opened.operations):
+        if suspicious.intersection(operation.outputs):
+            suspicious.update(name for name in operation.inputs if name not in right)
+            part.append(operation)
+    found: list[Operation] = []
+    behind: set[str] = set()
+    for operation in opened.operations:
+        if behind.intersection(operation.inputs):
+            behind.update(operation.outputs)
+        elif operation in part and not suspicious.intersection(operation.inputs):
+            behind.update(operation.outputs)
+            found.append(operation)
+    return found
 
 
-def _recorded(
-    graph: "ExportedProgram", inputs: "list[torch.Tensor]", half: bool
-) -> "tuple[dict[str, Any], dict[str, Node]]":
-    """Every value that the graph computes, by its node's name, and the nodes."""
-    import torch
-    from torch.fx import Interpreter
+def _first_unmatched(outputs: Sequence[Expected]) -> list[Expected]:
+    """The values of a graph at which what no file's value is equal to begins, on the way to an output."""
+    found: dict[int, Expected] = {}
+    known: set[int] = set()
+    waiting = [value for value in outputs if not value.matches]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in known:
+            continue
+        known.add(id(value))
+        unmatched = [before for before in value.takes if not before.matches]
+        waiting += unmatched
+        if not unmatched:
+            found[id(value)] = value
+    return list(found.values())
 
-    values: dict[str, Any] = {}
 
-    class Recording(Interpreter):
-        def run_node(self, n: "Node") -> Any:
-            values[n.name] = super().run_node(n)
-            return values[n.name]
+def _counterpart(operation: Operation, seen: Mapping[str, Array], candidates: Iterable[Expected]) -> Expected | None:
+    """What the model computes from the same values: of the same size if there is one, then with the smallest error."""
+    result = seen[operation.outputs[0]]
+    near = [value for value in candidates if value.sources & set(operation.inputs)]
+    return min(near, key=lambda value: (value.array.size != result.size, error_of(value.array, result)), default=None)
 
-    stored = {**graph.state_dict, **graph.constants}
-    given = iter(inputs)
-    arguments = []
-    for spec in graph.graph_signature.input_specs:
-        tensor = next(given) if spec.target is None else stored[spec.target]
-        rounds = half and spec.target is not None and tensor.dtype == torch.float32
-        arguments.append(tensor.half().float() if rounds else tensor)
-    with torch.no_grad():
-        Recording(graph.graph_module).run(*arguments)
-    return values, {node.name: node for node in graph.graph.nodes}
+
+def _all(outputs: Iterable[Expected]) -> Iterable[Expected]:
+    """The outputs and all that they are computed from, each once."""
+    known: dict[int, Expected] = {}
+    waiting = list(outputs)
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in known:
+            known[id(value)] = value
+            waiting += value.takes
+    return known.values()

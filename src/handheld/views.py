@@ -93,17 +93,20 @@ def show_check(out: Console, done: CheckReport) -> None:
 
 def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
     asked = [cell for cell in cells if cell.departures is not None]
+    found = [(cell, one) for cell in asked for one in cell.departures or ()]
     rows: list[list[str | Text]] = [
-        [cell.name, f"{one.operator} {one.operation}", f"{one.error:.2g}", one.line or "–", str(len(one.since) or "–")]
-        for cell in asked
-        for one in cell.departures or ()
+        [cell.name, f"{one.operator} {one.operation}", f"{one.error:.2g}", one.node or "–", one.line or "–"]
+        for cell, one in found
     ]
     if rows:
-        caption = "each operation on the model's own values in float32: largest error / largest value"
-        columns = ["artifact", "departing operation", ">error", "line of the model", ">or one of so many before it"]
+        caption = "largest error / largest value, against what PyTorch computes in float32 from the file's own values"
+        columns = ["artifact", "departing operation", ">error", "in place of", "line of the model"]
         show_table(out, "Departures", columns, rows, caption=caption)
     elif asked:
         out.print(f"No operation departs from the model: {', '.join(cell.name for cell in asked)}.")
+    for cell, one in found:
+        if one.piece:
+            out.print(f"{cell.name}: the smallest failing piece: handheld check {one.piece}", soft_wrap=True)
 
 
 def _opinion(cell: CheckCell) -> str:
