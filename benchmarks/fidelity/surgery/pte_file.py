@@ -12,7 +12,7 @@ import math
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,16 @@ EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2
 """XNN_INVALID_VALUE_ID and XNN_VALUE_FLAG_EXTERNAL_… of xnnpack.h."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Constant:
     """A constant of an XNNPACK graph. One with a `key` lies in the program's named data, others in the payload."""
 
     data: Buffer
     key: str = ""
+
+    def changed(self, data: bytes) -> "Constant":
+        """Other data in its place, under a key of its own: several graphs may share what it was."""
+        return Constant(data, self.key and hashlib.sha256(data).hexdigest())
 
 
 @dataclass
@@ -93,7 +97,7 @@ class PteFile:
 
     def write(self, path: Path) -> None:
         """Write the file. Payloads and constants all lie in segments, as executorch puts them."""
-        named = _named(self.graphs)
+        named = {constant.key: constant.data for graph in self.graphs for constant in graph.constants if constant.key}
         payloads = _payloads(self.graphs)
         offsets, constants = _joined([self.constants.get(i, b"") for i in range(max(self.constants, default=0) + 1)])
         segments = [constants, *payloads, *named.values()]
@@ -177,17 +181,6 @@ def _graph(program: pte.Program, delegate: Table) -> Graph:
 def _constant(program: pte.Program, tensor: Table) -> Buffer:
     dtype = pte.DTYPES[tensor["scalar_type"]]
     return program.constant(tensor["data_buffer_idx"], math.prod(tensor["sizes"]) * pte.SIZES[dtype])
-
-
-def _named(graphs: Iterable[Graph]) -> dict[str, Buffer]:
-    """The named data. Constants of one key that differ, for one of them was changed, get keys of their own."""
-    named: dict[str, Buffer] = {}
-    for graph in graphs:
-        for constant in graph.constants:
-            if constant.key and named.setdefault(constant.key, constant.data) != constant.data:
-                constant.key = hashlib.sha256(constant.data).hexdigest()
-                named[constant.key] = constant.data
-    return named
 
 
 def _payloads(graphs: Sequence[Graph]) -> list[bytes]:

@@ -12,7 +12,6 @@ from handheld.benchmarks.fidelity.surgery.pte_file import (
     EXTERNAL_OUTPUT,
     INVALID_ID,
     XNNPACK,
-    Constant,
     Graph,
     PteFile,
     Table,
@@ -180,4 +179,4 @@ def subgraph(
         "input_ids": list(inputs),
         "output_ids": list(outputs),
     }
-    return Graph(table, [Constant(constant.data, constant.key) for constant in constants])
+    return Graph(table, constants)
