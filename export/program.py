@@ -11,7 +11,7 @@ from handheld.models.spec import TensorSpec
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Interpreter, Node
 
 META = "handheld.json"
 """The extra file inside a saved program that holds the signature."""
@@ -70,3 +70,19 @@ class Program:
             for side in ("inputs", "outputs")
         )
         return cls(exported, inputs, outputs)
+
+
+def interpreter(module: "GraphModule") -> "Interpreter":
+    """What runs a functional graph node by node, with every tensor contiguous.
+
+    Operators like native_group_norm want that; in a model, the operator around them sees to it.
+    """
+    import torch
+    from torch.fx import Interpreter
+
+    class Contiguous(Interpreter):
+        def run_node(self, n: "Node") -> Any:
+            value = super().run_node(n)
+            return value.contiguous() if isinstance(value, torch.Tensor) else value
+
+    return Contiguous(module)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Stage
 from handheld.export.metrics import worst
-from handheld.export.program import Program
+from handheld.export.program import Program, interpreter
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,6 @@ def decomposed(exported: "ExportedProgram", golden_folder: Path) -> Stage:
     """
     import torch
     from torch.export.graph_signature import InputKind, OutputKind
-    from torch.fx import Interpreter
 
     signature = exported.graph_signature
     stored = {**exported.state_dict, **exported.constants}
@@ -45,7 +44,7 @@ def decomposed(exported: "ExportedProgram", golden_folder: Path) -> Stage:
         for spec, node in zip(signature.input_specs, placeholders, strict=True):
             user = spec.kind == InputKind.USER_INPUT
             arguments.append(_formed(next(given), node.meta["val"]) if user else stored[spec.target or ""])
-        outputs = Interpreter(exported.graph_module).run(*arguments)
+        outputs = interpreter(exported.graph_module).run(*arguments)
         return [output for output, keep in zip(outputs, kept, strict=True) if keep]
 
     return _measured("decomposed", run, golden_folder)
