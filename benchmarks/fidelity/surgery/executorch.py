@@ -82,9 +82,9 @@ class ExecuTorchFile(OpenFile):
         Piece(self, operations, inputs, outputs).file.write(destination)
         return self.signature(inputs, outputs)
 
-    def partition(self, operation: Operation) -> int | None:
+    def partition(self, operation: str) -> int | None:
         """The number of the XNNPACK partition that an operation lies in; None outside of them."""
-        return self._partitions.get(operation.name)
+        return self._partitions.get(operation)
 
     def operator(self, call: Table) -> str:
         """The name of a kernel."""

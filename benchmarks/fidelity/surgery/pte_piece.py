@@ -45,7 +45,7 @@ class Piece:
         self._graphs: list[Graph] = []
         instructions: list[Table] = []
         inputs_ = [self._input(name, instructions) for name in inputs]
-        for kind, group in groupby(operations, key=lambda operation: opened.partition(operation)):
+        for kind, group in groupby(operations, key=lambda operation: opened.partition(operation.name)):
             members = list(group)
             if kind is None:
                 instructions.extend(self._kernel(operation) for operation in members)
