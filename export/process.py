@@ -120,6 +120,22 @@ def die_with_parent() -> None:
         os._exit(1)  # the parent was gone before we asked to go with it
 
 
+def limit_memory(more_bytes: int) -> None:
+    """Let this process take so much more memory of its own, and no more (Linux): asking for it then fails.
+
+    So a file that asks for more than a machine has costs its own process, and not whatever the system kills first.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = held + more_bytes
+        if hard == resource.RLIM_INFINITY or wanted < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
 PEAK_MEMORY_METHOD = "VmHWM of the process" if sys.platform == "linux" else "ru_maxrss of the process"
 
 

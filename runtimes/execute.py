@@ -17,7 +17,8 @@ from typing import Any
 
 from handheld import runtimes
 from handheld.errors import HandheldError
-from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
+from handheld.export.memory import available_bytes
+from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, limit_memory, peak_memory_bytes
 from handheld.runtimes import host
 from handheld.runtimes.base import Array, Session
 from handheld.runtimes.job import Basis, Failure, Job, Result, StateSample, Timing
@@ -148,6 +149,7 @@ def durations_ns(call: Callable[[], None], min_runs: int, min_seconds: float, ma
 def main() -> None:
     """Execute the job in the folder that the command line names, and end."""
     die_with_parent()
+    limit_memory(available_bytes())
     folder = Path(sys.argv[1])
     write_result(folder, Execution(folder).result())
     sys.stdout.flush()

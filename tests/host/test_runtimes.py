@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import damage
 import filelock
 import numpy as np
 import pytest
@@ -99,6 +100,19 @@ def test_a_timed_job_gives_its_samples(make: Callable[[str], Tiny], tmp_path: Pa
     assert result.error is None
     assert (len(result.warmup_ns), len(result.samples_ns)) == (2, 4)
     assert result.load_ns and result.first_run_ns and min(result.samples_ns) > 0
+
+
+@pytest.mark.parametrize("format_name", damage.FORMATS)
+def test_sixty_damaged_files_cost_nobody_but_themselves(
+    make: Callable[[str], Tiny], tmp_path: Path, format_name: str
+) -> None:
+    """Refused with our error, run, or the end of their own process; `make damage` does two thousand."""
+    shutil.copytree(make(format_name).artifact.parent, tmp_path / format_name)
+    command = [sys.executable, "-W", "ignore", damage.__file__, str(tmp_path), "60", "0", format_name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{format_name}: 60 damaged files" in done.stdout
+    assert "refused" in done.stdout  # damage was done
 
 
 THREADS = """
