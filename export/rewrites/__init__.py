@@ -26,6 +26,7 @@ from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.softmax_3d import Softmax3d
 from handheld.export.rewrites.typed_reductions import TypedReductions
+from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -56,7 +57,7 @@ TABLE: dict[str, tuple[type[Rewrite], ...]] = {
     # Conversion 3.3 -> 1.5 s, file 14.89 -> 14.17 MB. Its interpreter on Linux says nothing of speed.
     "coreai": COMMON,
     # Conversion 21 -> 12 s, latency 0.97-0.99, file 15.12 -> 14.30 MB.
-    "litert": (*COMMON, TypedReductions, ScaledSums, NearestByIndex),
+    "litert": (*COMMON, TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose),
     # XNNPACK partitions 12 -> 1 with nothing outside, lowering 34 -> 16 s, latency 0.65, file 14.42 -> 14.17 MB, and
     # right where the default is wrong (softmax_3d). Latency of ViT-Ti 0.5, LeViT-128S 0.46, a small diffusion UNet 0.2;
     # of it, decompose_norm 0.93-0.96 where there are norms.

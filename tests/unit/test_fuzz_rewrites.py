@@ -15,6 +15,7 @@ from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.typed_reductions import TypedReductions
+from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
 
 
 class TestScaledRmsNorm:
@@ -130,3 +131,32 @@ class TestNearestByIndex:
     def test_whole_factors_stay(self) -> None:
         module = Fn(lambda _, x: F.interpolate(x, scale_factor=2, mode="nearest"))
         assert not rewrite(module, [IMAGE], NearestByIndex).changed
+
+
+class TestUnpaddedConvTranspose:
+    @pytest.mark.parametrize(
+        "form",
+        [
+            {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+            {"kernel_size": 3, "stride": 2, "padding": 1},
+            {"kernel_size": (2, 5), "stride": (2, 3), "padding": (1, 2), "output_padding": (1, 0), "groups": 2},
+            {"kernel_size": 3, "stride": 2, "dilation": 2, "bias": False},
+            {"kernel_size": 3, "stride": 3, "padding": 1, "output_padding": 2, "dilation": 2},
+            {"kernel_size": 4, "stride": 2, "padding": 1, "dilation": 2},
+        ],
+    )
+    def test_equal(self, form: Any) -> None:
+        module = Fn(lambda m, x: m.up(x), up=nn.ConvTranspose2d(6, 4, **form))
+        assert rewrite(module, [IMAGE], UnpaddedConvTranspose).changed
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            {"kernel_size": 2, "stride": 2},
+            {"kernel_size": 4, "stride": 2, "padding": 1},
+            {"kernel_size": 3, "padding": 1, "dilation": 2},
+        ],
+    )
+    def test_what_litert_has_stays(self, form: Any) -> None:
+        module = Fn(lambda m, x: m.up(x), up=nn.ConvTranspose2d(6, 4, **form))
+        assert not rewrite(module, [IMAGE], UnpaddedConvTranspose).changed
