@@ -49,6 +49,17 @@ class Finding(Record):
     smallest: Network
     folder: Path
 
+    @property
+    def operators(self) -> str:
+        """Of the smallest network, in their order."""
+        return " ".join(layer.operator for layer in self.smallest.layers)
+
+    @property
+    def figure(self) -> str:
+        """How far off it is, or what was said."""
+        first = (self.outcome.detail.splitlines() or [""])[0]
+        return first[:90] if self.outcome.psnr_db is None else f"{self.outcome.psnr_db:.1f} dB"
+
 
 class FuzzReport(Record):
     """What became of all networks: outcomes by format and kind, refusals by format and reason."""

@@ -1,7 +1,7 @@
 """What the fuzzer and its children say to each other: one JSON document a line."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from handheld.benchmarks.fuzz.network import Network, Value
 from handheld.record import Record
@@ -13,6 +13,8 @@ Kind = Literal["agrees", "differs", "refused", "error", "unrunnable", "crash", "
 clearly what it cannot convert. `error`: the conversion fails and does not say so clearly. `unrunnable`: a file was
 written that its runtime cannot load or run. `crash`, `hang`: the process ended, or did not end in time.
 """
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FINDINGS: tuple[Kind, ...] = ("differs", "error", "unrunnable", "crash", "hang")
 """What is worth a look."""

@@ -10,6 +10,7 @@ from typing import Literal, TypedDict, Unpack
 from handheld.benchmarks.ci.gate import Gates, held
 from handheld.benchmarks.fidelity import check as checking
 from handheld.benchmarks.fidelity.records import CheckReport
+from handheld.benchmarks.fuzz.fuzz import fuzz
 from handheld.benchmarks.latency.bench import BenchReport, bench
 from handheld.benchmarks.report.summary import report
 from handheld.errors import HandheldError
@@ -156,4 +157,4 @@ def _preprocessing(mean: Sequence[float] | None, std: Sequence[float] | None) ->
     return Preprocessing(tuple(mean), tuple(std))
 
 
-__all__ = ["ExportOptions", "ShipReport", "bench", "check", "export", "report", "run", "ship", "show"]
+__all__ = ["ExportOptions", "ShipReport", "bench", "check", "export", "fuzz", "report", "run", "ship", "show"]

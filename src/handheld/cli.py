@@ -393,6 +393,52 @@ def show(artifact: ArtifactPath, json: Json = False) -> None:
             views.show_artifact(console(), shown)
 
 
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  handheld fuzz --seed 7 --count 50\n"
+    "  handheld fuzz --minutes 10 --to litert,onnx --out findings\n"
+    "  handheld fuzz --only conv_transpose2d,bilinear_scale --to litert\n\n"
+    "Exit codes: 0 nothing was found; 1 something was; 2 it could not be done."
+)
+def fuzz(
+    seed: Annotated[int, typer.Option(help="The same seed gives the same networks on every machine.")] = 0,
+    count: Annotated[int | None, typer.Option(min=1, help="How many networks: 20, unless --minutes is given.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="For how long, instead of --count.")] = None,
+    to: To = "coreml,coreai,litert,executorch,onnx",
+    recipe: RecipeName = "fp32",
+    only: Annotated[str, typer.Option(help="Of these operators of the fuzzer's only, separated by commas.")] = "",
+    out: Annotated[Path, typer.Option(help="Where the findings go.")] = Path("fuzz"),
+    timeout: Annotated[float, typer.Option(help="Seconds until a conversion and its run are stopped.")] = 120,
+    json: Json = False,
+) -> None:
+    """Look for converter faults with random networks.
+
+    Small random networks go to every format; what computes something else than PyTorch, crashes or hangs is shrunk,
+    and left as a spec, a model.py and a README.
+    """
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.fuzz(
+                seed=seed,
+                count=count,
+                minutes=minutes,
+                to=_names(to),
+                recipe=recipe,
+                only=_names(only),
+                out=out,
+                timeout=timeout,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_fuzz(console(), done)
+        raise typer.Exit(done.exit_code)
+
+
 @app.command(epilog="\b\nExamples:\n  handheld models\n  handheld models --json")
 def models(json: Json = False) -> None:
     """The zoo, and what its papers published.

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from handheld.benchmarks.fidelity.explain import explanation
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
+from handheld.benchmarks.fuzz.fuzz import FuzzReport
+from handheld.benchmarks.fuzz.protocol import KINDS
 from handheld.benchmarks.latency.bench import BenchCell, BenchReport
 from handheld.console import show_table, styled
 from handheld.export import formats, recipe
@@ -66,6 +68,26 @@ def _remaining(out: Console, cells: Sequence[Cell]) -> None:
     good = [cell.format for cell in cells if cell.ok]
     if good and any(cell.status == "failed" for cell in cells):
         out.print(f"Formats that remain: {', '.join(good)}")
+
+
+def show_fuzz(out: Console, done: FuzzReport) -> None:
+    """What became of random networks in each format, and what was found."""
+    rows: list[list[str | Text]] = [
+        [name, *(str(counts.get(kind, "–")) for kind in KINDS)] for name, counts in done.outcomes.items()
+    ]
+    used = sorted({f"{name} {version}" for versions in done.versions.values() for name, version in versions.items()})
+    caption = (
+        f"{done.networks} networks of seed {done.seed}, recipe {done.recipe} ({done.rejected} more proved nothing), "
+        f"against eager PyTorch in {done.seconds:.0f} s; basis: host; {', '.join(used)}"
+    )
+    show_table(out, "Fuzz", ["format", *(f">{kind}" for kind in KINDS)], rows, caption=caption)
+    found: list[list[str | Text]] = [
+        [str(one.folder), one.format, styled(one.outcome.kind), one.operators, str(len(one.networks)), one.figure]
+        for one in done.findings
+    ]
+    if found:
+        columns = ["finding", "format", "outcome", "operators", ">networks", "what"]
+        show_table(out, "Findings", columns, found, caption="each with spec.json, model.py, README.md")
 
 
 def show_check(out: Console, done: CheckReport) -> None:
