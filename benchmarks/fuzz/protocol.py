@@ -43,6 +43,8 @@ class Converting(Record):
     task: Literal["convert"] = "convert"
     folder: Path
     recipe: str
+    without: str = ""
+    """The name of a rewrite to leave out: to see whether the fault that it avoids is still there."""
 
 
 Request = Drawing | Making | Converting

@@ -67,6 +67,8 @@ def _outcome(request: Converting, target: Format, artifact: Path) -> Outcome:
     from handheld.export.program import Program
 
     recipe = resolve(request.recipe, target.default_recipe)
+    table = rewrites.TABLE.get(target.name, rewrites.COMMON)
+    rewrites.TABLE[target.name] = tuple(kind for kind in table if kind.name != request.without)
     try:
         program, _ = rewrites.apply(Program.load(request.folder / "program.pt2"), target.name)
         signature = target.convert(program, recipe, artifact, Options())
@@ -77,6 +79,8 @@ def _outcome(request: Converting, target: Format, artifact: Path) -> Outcome:
     except Exception as error:  # converters raise whatever they like
         traceback.print_exc()
         return Outcome(kind="error", detail=f"{type(error).__name__}: {str(error).strip()[:500]}")
+    finally:
+        rewrites.TABLE[target.name] = table
     golden = GoldenData(request.folder)
     try:
         session = runtimes.for_format(target.name).load(artifact, signature)

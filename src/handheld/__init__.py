@@ -1,7 +1,7 @@
 """handheld: lands neural networks on phones, and proves that every converted file computes what the model computes.
 
-The verbs of the command line are functions here: `handheld.export(...)`, `check`, `bench`, `report`, `ship`, `run`, `fuzz`,
-`show`. (`handheld.export` is also the package of the exporters; it can be called because its module can. Type checkers
+The verbs of the command line are functions here: `handheld.export(...)`, `check`, `bench`, `report`, `ship`, `run`,
+`show`, `fuzz`. (`handheld.export` is also the package of the exporters; it can be called because its module can. Type checkers
 do not know such modules: `handheld.api.export` is the same function.)
 """
 
