@@ -187,7 +187,7 @@ class _Reader:
                 if op.name == CONSTANT:
                     tensor = op.results[0].type
                     element = str(tensor.element_type)
-                    resource = _resource(_text(op, "value"))
+                    resource = resource_name(_text(op, "value"))
                     if resource:
                         sizes[resource] = (element, len(self._blobs[resource]))
                     elif element in ("f32", "f16") and tensor.rank:
@@ -235,7 +235,7 @@ class _Reader:
 
     def _attribute(self, attribute: Any) -> Fact:
         text = str(attribute)
-        resource = _resource(text)
+        resource = resource_name(text)
         if resource:
             return [str(attribute.type), self._blobs[resource]]
         callee = self._callee(text)
@@ -261,7 +261,7 @@ def _text(op: Any, attribute: str) -> str:
     return str(op.attributes[attribute])
 
 
-def _resource(text: str) -> str | None:
+def resource_name(text: str) -> str | None:
     """The name in `dense_resource<name> : type`; None for any other attribute."""
     return text.removeprefix("dense_resource<").split(">")[0] if text.startswith("dense_resource<") else None
 

@@ -5,7 +5,7 @@ their operator and the number that Apple's printout of the program gives them. A
 pieces are built in its MLIR context.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from handheld.export.formats.coreai_asset import (
     FUNCTION,
     INVOKE,
     OUTPUT,
+    PROGRAM,
     SYMBOL,
     TITLE,
     load_module,
     require_whole,
+    resources,
     values_read,
 )
 from handheld.export.formats.reading import reading
@@ -31,19 +33,21 @@ def open_file(path: Path, signature: Signature) -> "CoreAIFile":
     """Raises `HandheldError` if it is no whole asset."""
     with reading(path, TITLE):
         require_whole(path)
-        return CoreAIFile(load_module(path), signature)
+        return CoreAIFile(load_module(path), signature, resources(memoryview((path / PROGRAM).read_bytes())))
 
 
 class CoreAIFile(OpenFile):
     """`module` is the whole program. Operations that only constants lead to count as constants.
 
-    `names` are those of the values of `main`, `made_by` the operations (of MLIR) that operations are, by name.
+    `names` are those of the values of `main`, `made_by` the operations (of MLIR) that operations are, by name. `blobs`
+    are the large constants.
     """
 
     format = "coreai"
 
-    def __init__(self, module: Any, signature: Signature) -> None:
+    def __init__(self, module: Any, signature: Signature, blobs: Mapping[str, memoryview]) -> None:
         self.module = module  # its operators do not keep it alive
+        self.blobs = blobs
         self.graphs = {_symbol(graph): graph for graph in module.body.operations}
         main = self.graphs[FUNCTION]
         self.block = main.regions[0].blocks[0]
@@ -71,6 +75,10 @@ class CoreAIFile(OpenFile):
         (output,) = [op for op in self.block.operations if op.name == OUTPUT]
         given = dict(zip(_io_names(main, "res_attrs"), (self.names[value] for value in output.operands), strict=True))
         self.outputs = tuple(given[spec.name] for spec in signature.outputs)
+
+    def body(self, op: Any) -> list[Any]:
+        """The operations of the function that an operation invokes."""
+        return list(self.graphs[_callee(op)].regions[0].blocks[0].operations)
 
     def kind(self, op: Any) -> str:
         """What an operation does: a composite's own name, or the operator's."""
