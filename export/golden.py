@@ -102,11 +102,12 @@ class GoldenData:
 
     def _read(self, name: str, spec: TensorSpec) -> Array:
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            # Opened here: NumPy leaves a file open that turns out to be no archive.
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if name not in arrays:
                     raise HandheldError(f"{self.path} lacks {name}.", hint="Export again to replace it.")
                 array: Array = arrays[name]
-        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise HandheldError(f"{self.path} cannot be read: {error}", hint="Export again to replace it.") from None
         if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
             raise HandheldError(f"{self.path}: {name} is {array.shape} {array.dtype}; expected {spec}.")

@@ -30,7 +30,7 @@ from handheld.runtimes.jobfolder import read_outputs, write_job
 PARTS = ("input", "expected", "got")
 """The prefixes of the arrays in a file that holds a whole case."""
 
-UNREADABLE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises for a file that is not whole."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -140,7 +140,7 @@ def _whole_case(shown: Shown, texts: Sequence[str]) -> tuple[dict[str, Array], d
 
 def _names(path: Path) -> list[str]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return list(arrays)
     except FileNotFoundError:
         raise HandheldError(f"no file at {path}.") from None
@@ -150,7 +150,7 @@ def _names(path: Path) -> list[str]:
 
 def _array(path: Path, name: str, spec: TensorSpec) -> Array:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             array: Array = arrays[name]
     except (KeyError, *UNREADABLE) as error:
         raise HandheldError(f"{path} holds no array {name}: {error}") from error

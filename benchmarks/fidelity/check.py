@@ -71,7 +71,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side(chosen) as pool:
         gate = Gate(available_bytes())
         started: list[tuple[Path, list[Future[Ran]]]] = []
-        share = max(1, threads // AT_A_TIME)
+        share = max(1, threads // min(AT_A_TIME, len(chosen) * sum(map(len, models))))
         for number, (target, model) in enumerate((target, model) for target in chosen for model in models):
             reference = Reference(model[0].folder.parent)
             work = Path(place) / str(number)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from handheld.benchmarks.ci.baseline import Baseline
 from handheld.benchmarks.fidelity.records import CheckReport
 from handheld.benchmarks.latency.bench import BenchReport
 from handheld.benchmarks.latency.measurement import Measurement
@@ -19,6 +20,7 @@ from handheld.export.recipe import Recipe
 from handheld.runtimes.job import Job, Result
 
 SCHEMAS: dict[str, type[BaseModel]] = {
+    "baseline": Baseline,
     "bench": BenchReport,
     "check": CheckReport,
     "golden": Golden,

@@ -76,7 +76,10 @@ def test_names_and_dtypes_are_stable_on_every_format(road: tuple[Path, Path, Any
             assert signature["casts"]["ids"] == "int32"
         if manifest["format"] != "executorch":  # which has inputs by position only
             assert [s["name"] for s in manifest["inspection"]["inputs"]] == ["image", "ids"]
-        assert [stage["name"] for stage in manifest["stages"]] == ["exported", "rewritten"]
+        # What LiteRT's converter decomposes, it decomposes by itself.
+        last = [] if manifest["format"] == "litert" else ["decomposed"]
+        assert [stage["name"] for stage in manifest["stages"]] == ["exported", "rewritten", *last]
+        assert all(float(stage["psnr_db"]) > 55 for stage in manifest["stages"])
         assert manifest["conversion"]["peak_memory_bytes"] > 50e6
         assert (manifest_path.parent / "conversion.log").is_file()
 

@@ -1,0 +1,241 @@
+"""The check verb around any runtime: verdicts, stages, the odd one out, and inputs that are not what they should be."""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import null_models
+import numpy as np
+import pytest
+
+from handheld.benchmarks.fidelity import crosscheck
+from handheld.benchmarks.fidelity.check import check
+from handheld.benchmarks.fidelity.explain import explanation
+from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
+from handheld.errors import HandheldError
+from handheld.export import files
+from handheld.export.golden import GoldenData
+from handheld.export.manifest import Stage
+from handheld.runtimes.null import Behaviour
+from handheld.runtimes.run import run
+
+GOOD = Behaviour()
+WRONG = Behaviour(error=1.0, plain_error=1.0)
+
+
+def by_recipe(report: CheckReport) -> dict[str, CheckCell]:
+    return {cell.recipe: cell for cell in report.cells}
+
+
+def alter(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_one_wrong_cell_is_found_explained_and_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crosscheck, "REFEREE", "null")
+    folder = null_models.make(tmp_path / "net", {"a": GOOD, "b": GOOD, "c": WRONG})
+    report = check(tmp_path)
+    assert report.exit_code == 1
+    cells = by_recipe(report)
+    assert [cells[name].status for name in "abc"] == ["passed", "passed", "failed"]
+    assert cells["a"].second_opinion is None
+    assert (cells["b"].second_opinion, cells["b"].second_opinion_db) == ("null-a", math.inf)
+    wrong = cells["c"]
+    assert wrong.parity and wrong.parity.psnr_db == wrong.second_opinion_db
+    assert wrong.parity.largest_error and wrong.parity.largest_error.index in ((0, 0), (0,))
+    assert wrong.parity.max_error == pytest.approx(1, abs=1e-6)
+    assert [stage.name for stage in wrong.stages] == ["exported", "rewritten", "converted", "run"]
+    (odd,) = report.odd
+    assert odd.odd == ("null-c",) and "null-a and null-b and the golden data agree" in odd.says
+    said = explanation(wrong)
+    for words in (
+        "net/null-c on host failed",
+        "is below 80 dB, by ",
+        "is above 0.001, ",
+        "the file is wrong (the null runtime, plainly agrees with null): the conversion made it so. eager → exported",
+        f"handheld run {folder / 'null-c'} --input {folder / 'null-c' / 'worst.npz'}",
+    ):
+        assert words in said
+    assert files.read_record(tmp_path / "check.json", CheckReport) == report
+    again = run(folder / "null-c", [str(folder / "null-c" / "worst.npz")])
+    assert min(close.psnr_db for close in again.parity.values()) == wrong.parity.psnr_db
+    with np.load(folder / "null-c" / "worst.npz") as arrays:
+        case = wrong.parity.worst_case
+        expected = GoldenData(folder)
+        assert np.array_equal(arrays["input/x"], expected.inputs(case)["x"])
+        assert np.array_equal(arrays["expected/scores"], expected.outputs(case)["scores"])
+        assert arrays["got/scores"][0, 0] == arrays["expected/scores"][0, 0] + 1
+    assert not list((folder / "null-c").glob(".*"))
+
+
+def test_the_runtime_is_blamed_if_the_file_is_right_when_executed_plainly(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": Behaviour(error=1.0)})
+    (cell,) = check(tmp_path).cells
+    assert cell.came_in and cell.came_in.startswith("the file is right and null runs it wrongly")
+
+
+def test_a_stage_before_conversion_is_blamed_first(tmp_path: Path) -> None:
+    bad = Stage(name="rewritten", psnr_db=20, max_error=1)
+    null_models.make(tmp_path / "net", {"a": WRONG}, stages=(null_models.STAGES[0], bad))
+    (cell,) = check(tmp_path).cells
+    assert cell.came_in and "handheld's own rewrites made it wrong" in cell.came_in
+
+
+def test_golden_data_that_all_contradict_is_odd(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": GOOD, "b": GOOD}, offset=0.5)
+    report = check(tmp_path)
+    assert report.exit_code == 1 and report.odd[0].odd == ("golden data",)
+    assert "null-a and null-b agree with each other, and none of them with it" in report.odd[0].says
+
+
+def test_nobody_is_odd_where_nobody_agrees(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": WRONG, "b": Behaviour(error=-1.0)}, offset=0.5)
+    assert check(tmp_path).odd[0].odd == ()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (Behaviour(run="segfault"), "crash: the process was killed by SIGSEGV"),
+        (Behaviour(load="abort"), "crash: the process was killed by SIGABRT"),
+        (Behaviour(run="raise"), "run: RuntimeError: told to fail"),
+        (Behaviour(shape=(1, 2)), "run: output scores: expected"),
+    ],
+)
+def test_a_runtime_that_fails_costs_its_own_cell(tmp_path: Path, behaviour: Behaviour, words: str) -> None:
+    null_models.make(tmp_path / "net", {"a": GOOD, "b": behaviour, "c": GOOD})
+    report = check(tmp_path)
+    cells = by_recipe(report)
+    assert [cells[name].status for name in "abc"] == ["passed", "error", "passed"]
+    assert words in (cells["b"].reason or "")
+    assert report.exit_code == 2
+
+
+def test_a_hang_costs_its_own_cell(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": Behaviour(run="hang"), "b": GOOD})
+    start = time.monotonic()
+    cells = by_recipe(check(tmp_path, timeout=6))
+    assert time.monotonic() - start < 60
+    assert cells["a"].status == "error" and "no result within 6 s" in (cells["a"].reason or "")
+    assert cells["b"].status == "passed"
+
+
+def test_nan_in_the_golden_data_is_said(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": GOOD}, nan=True)
+    report = check(tmp_path)
+    assert report.exit_code == 2
+    assert "the golden data itself holds NaN" in (report.cells[0].reason or "")
+    assert "scores of case 3 (normal, seed 3): 1 of 7" in (report.cells[0].reason or "")
+
+
+def test_golden_data_that_is_not_this_models(tmp_path: Path) -> None:
+    folder = null_models.make(tmp_path / "net", {"a": GOOD}, program="of another model")
+    assert "another version of the model than the golden data" in (check(tmp_path).cells[0].reason or "")
+    manifest = folder / "null-a" / "manifest.json"
+    signature = json.loads(manifest.read_text())["signature"]
+    signature["outputs"][0]["name"] = "features"
+    alter(manifest, program_sha256="p", signature=signature)
+    reason = check(tmp_path).cells[0].reason or ""
+    assert "has the outputs features=1x7:float32" in reason and "the golden data beside it has scores=1x7" in reason
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "short", "other arrays", "huge", "negative", "rubbish with its hash"]
+)
+def test_damaged_golden_data_is_a_sentence(tmp_path: Path, damage: str) -> None:
+    folder = null_models.make(tmp_path / "net", {"a": GOOD})
+    record, arrays = folder / "golden.json", folder / "golden.npz"
+    huge = {"name": "x", "shape": [10**6, 10**6], "dtype": "float32"}
+    if damage == "missing":
+        arrays.unlink()
+    elif damage == "empty":
+        record.write_text("")
+    elif damage == "short":
+        arrays.write_bytes(arrays.read_bytes()[:-100])
+    elif damage == "other arrays":
+        np.savez(arrays, allow_pickle=False, a=np.zeros(3))
+        alter(record, arrays_sha256=files.sha256_of_file(arrays))
+    elif damage == "rubbish with its hash":
+        arrays.write_bytes(b"PK\x03\x04rubbish")
+        alter(record, arrays_sha256=files.sha256_of_file(arrays))
+    else:
+        alter(record, inputs=[huge if damage == "huge" else huge | {"shape": [-1, 3]}])
+    report = check(tmp_path)
+    assert report.exit_code == 2
+    assert report.cells[0].reason and "not foreseen" not in report.cells[0].reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema_version": 2}, "another version of handheld"),
+        ({"artifact": "../../secret"}, "expected a plain file name, came '../../secret'"),
+        ({"artifact": "/etc/passwd"}, "expected a plain file name"),
+        ({"artifact": "other.null"}, "no file at "),
+        ({"format": "of the future"}, "unknown format 'of the future'"),
+        ({"more": 1}, "is no valid Manifest"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_costs_its_own_cell(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    folder = null_models.make(tmp_path / "net", {"a": GOOD, "b": GOOD})
+    alter(folder / "null-b" / "manifest.json", **changes)
+    cells = {cell.name: cell for cell in check(tmp_path).cells}
+    bad = next(cell for cell in cells.values() if cell.status == "error")
+    assert words in (bad.reason or "") and "Traceback" not in (bad.reason or "")
+    assert cells["net/null-a"].status == "passed"
+
+
+def test_swapped_files_are_altered_and_compared_all_the_same(tmp_path: Path) -> None:
+    folder = null_models.make(tmp_path / "net", {"a": GOOD, "b": WRONG})
+    one, other = folder / "null-a" / "model.null", folder / "null-b" / "model.null"
+    swapped = one.read_bytes(), other.read_bytes()
+    other.write_bytes(swapped[0])
+    one.write_bytes(swapped[1])
+    cells = by_recipe(check(tmp_path))
+    assert (cells["a"].status, cells["a"].altered) == ("failed", True)
+    assert (cells["b"].status, cells["b"].altered, cells["b"].operators) == ("passed", True, None)
+    assert "it was altered after its export" in (cells["a"].came_in or "")
+    assert "replaced, edited or damaged" in cells["a"].causes[0].says
+
+
+def test_ctrl_c_ends_what_runs(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": Behaviour(run="hang"), "b": Behaviour(run="hang")})
+    started: list[str] = []
+
+    def progress(what: str, state: str) -> None:
+        if state == "started":
+            started.append(what)
+        if len(started) == 2:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check(tmp_path, timeout=100, progress=progress)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin < 50
+
+
+def test_a_case_file_that_is_not_whole_is_a_sentence(tmp_path: Path) -> None:
+    folder = null_models.make(tmp_path / "net", {"a": GOOD})
+    cell = folder / "null-a"
+    path = tmp_path / "case.npz"
+    for content, words in ((None, "no file at"), (b"rubbish", "cannot be read"), (b"", "cannot be read")):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(HandheldError, match=words):
+            run(cell, [str(path)])
+    np.savez(path, allow_pickle=False, **{"input/x": np.zeros((3, 2), np.float32)})
+    with pytest.raises(HandheldError, match="expected x=2x3:float32; came 3x2:float32 as input/x"):
+        run(cell, [str(path)])
