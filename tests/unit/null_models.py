@@ -8,8 +8,8 @@ import numpy as np
 from handheld.export import files, golden
 from handheld.export.formats.base import Inspection, Options, Signature
 from handheld.export.manifest import Boundary, Case, Golden, Manifest, Stage, Work
-from handheld.export.recipe import Recipe
 from handheld.export.metrics import Array
+from handheld.export.recipe import Recipe
 from handheld.models.spec import TensorSpec
 from handheld.runtimes import null
 from handheld.runtimes.null import Behaviour
