@@ -15,6 +15,10 @@ from handheld.export.formats.coreai_asset import CONSTANT, INVOKE, resource_name
 CONVOLUTION, PRODUCT, TRANSPOSITION = "conv2d", "broadcasting_batch_matmul", "transpose"
 
 
+STEPS = 128
+"""The last layer's weights are multiples of one over this: see net.py."""
+
+
 class CoreAIPlanter(Planter):
     """Changes an opened asset in place: its `operations` are then no longer what the program says."""
 
@@ -33,8 +37,8 @@ class CoreAIPlanter(Planter):
             "pooling count": self._pooling_count,
             "activation": self._activation,
             "half overflow": self._half_overflow,
-            "quantization scale": lambda: _impossible("nothing in it is stored as integers"),
-            "quantization zero point": lambda: _impossible("nothing in it is stored as integers"),
+            "quantization scale": lambda: self._quantized(scale=1.1),
+            "quantization zero point": lambda: self._quantized(zero_point=1),
             "layout": self._layout,
             "inputs exchanged": lambda: self._exchanged("broadcasting_sub", 0),
             "crop": self._crop,
@@ -81,7 +85,7 @@ class CoreAIPlanter(Planter):
         for place, op in self._everywhere():
             if kind_of(op) == "rsqrt":
                 addition = maker_of(op.operands[0])
-                self._replace(addition, 1, self._array(maker_of(addition.operands[1])) * 0.1)
+                self._replace(addition, 1, self._array(maker_of(addition.operands[1])) * 0 + 1)
                 return self._name_of(place)
         raise NotApplicableError("it has no inverse square root")
 
@@ -155,6 +159,33 @@ class CoreAIPlanter(Planter):
         self.set_weight(layer, weight)
         return layer
 
+    def _quantized(self, scale: float = 1.0, zero_point: int = 0) -> str:
+        """The last layer's weight as int8 with a scale for each of its outputs, the first of which is wrong."""
+        from coreai._compiler.ir import IntegerType
+
+        layer = self.layers()[-1]
+        old = self._weight_of(layer)
+        weight, made = old.results[0], old.operation
+        (user, *_) = [use.owner for use in weight.uses]
+        whole = (self.weight(layer).astype(np.float32) * STEPS).round()
+        scales, zeros = np.full(len(whole), 1 / STEPS), np.zeros(len(whole))
+        scales[0], zeros[0] = scales[0] * scale, zeros[0] + zero_point
+        floats, integers, axes = weight.type.element_type, IntegerType.get_signed(8), IntegerType.get_signed(32)
+        operands = [
+            constant(array, element, user)
+            for array, element in (
+                (whole, integers),
+                (scales, floats),
+                (zeros, integers),
+                (np.zeros(len(whole)), floats),
+                (np.array(0), axes),
+            )
+        ]
+        dequantized = create("coreai.dequantize", weight.type, operands, before=user).results[0]
+        weight.replace_all_uses_with(dequantized)
+        made.erase()
+        return self._name_of(self.opened.made_by[layer])
+
     def _layout(self) -> str:
         def square(op: Any) -> bool:
             shape = op.results[0].type.shape
@@ -163,8 +194,7 @@ class CoreAIPlanter(Planter):
         reshape = self._find("reshape", square)
         value = reshape.results[0]
         (user, *_) = [use.owner for use in value.uses]
-        order = self._array(maker_of(self._find(TRANSPOSITION).operands[1]))
-        permutation = constant(np.array([0, 1, 3, 2], order.dtype), self._find(TRANSPOSITION).operands[1].type, user)
+        permutation = constant(np.array([0, 1, 3, 2]), self._find(TRANSPOSITION).operands[1].type.element_type, user)
         turned = create("coreai.transpose", value.type, [value, permutation], before=user)
         value.replace_all_uses_except(turned.results[0], turned)
         return self._name_of(turned)
@@ -249,9 +279,14 @@ class CoreAIPlanter(Planter):
     def _replace(self, op: Any, index: int, array: Array) -> None:
         """Give an operation a constant of its own in place of another, of the same type of elements."""
         old = maker_of(op.operands[index])
-        op.operands[index] = constant(array, op.operands[index].type, op)
+        op.operands[index] = constant(array, op.operands[index].type.element_type, op)
         forget(old)
 
 
 def _impossible(why: str) -> str:
     raise NotApplicableError(why)
+
+
+def planter(opened: CoreAIFile) -> CoreAIPlanter:
+    """The planter of an opened file."""
+    return CoreAIPlanter(opened)

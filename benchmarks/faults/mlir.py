@@ -35,7 +35,7 @@ def constant_value(array: Array, element: Any) -> Any:
     """An array as the value of a constant whose elements are of a type, to which it is cast."""
     from coreai._compiler.ir import DenseElementsAttr
 
-    dtypes = {"f16": np.float16, "f32": np.float32, "si32": np.int32, "ui32": np.uint32}
+    dtypes = {"f16": np.float16, "f32": np.float32, "si8": np.int8, "si32": np.int32, "ui32": np.uint32}
     cast = np.array(array, dtypes[str(element)], order="C")
     return DenseElementsAttr.get(cast, type=element, shape=list(cast.shape))
 
@@ -48,8 +48,8 @@ def create(kind: str, result: Any, operands: list[Any], *, before: Any, attribut
     return Operation.create(kind, results=[result], operands=operands, attributes=attributes or {}, ip=place)
 
 
-def constant(array: Array, like: Any, before: Any) -> Any:
-    """A new constant before an operation, of the elements' type of `like`."""
-    value = constant_value(array, like.element_type)
-    result = tensor_type(list(array.shape), like.element_type)
+def constant(array: Array, element: Any, before: Any) -> Any:
+    """The value of a new constant before an operation; its elements are cast to the type `element`."""
+    value = constant_value(array, element)
+    result = tensor_type(list(array.shape), element)
     return create(CONSTANT, result, [], before=before, attributes={"value": value}).results[0]

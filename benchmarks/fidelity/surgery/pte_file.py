@@ -191,7 +191,7 @@ def _payloads(graphs: Sequence[Graph]) -> list[bytes]:
             {
                 "offset": pte.NO_CONSTANT if constant.key else start,
                 "size": len(constant.data),
-                "named_key": constant.key,
+                "named_key": constant.key or None,  # the runtime asks whether there is one
             }
             for start, constant in zip(starts, graph.constants, strict=True)
         ]
