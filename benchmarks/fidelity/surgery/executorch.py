@@ -6,7 +6,7 @@ of its own, where the file lets tensors share it; and what is seen of a partitio
 XNNPACK does not fuse what makes it with what follows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
@@ -32,8 +32,8 @@ def open_file(path: Path, signature: Signature) -> "ExecuTorchFile":
 class ExecuTorchFile(OpenFile):
     """`file` is the whole file; `kernels` and `nodes` are the calls and XNNPACK nodes that its operations are, by name.
 
-    `tensors` are the tables of its values by name, `aliases` the names of XNNPACK's values by partition and id, and
-    `constants` the numbers of those that are constants of the program.
+    Operations that only constants lead to count as constants. `tensors` are the tables of its values by name, `aliases`
+    the names of XNNPACK's values by partition and id, `constants` the numbers of those that the program holds.
     """
 
     format = "executorch"
@@ -57,8 +57,9 @@ class ExecuTorchFile(OpenFile):
                     operations.extend(self._partition(call))
                 else:
                     raise _cannot(f"decides as it runs ({kind})")
-        self.operations = tuple(operations)
         self.inputs = tuple(self._named(index) for index in file.plan["inputs"])
+        self._every = operations
+        self.operations = tuple(_with_values(self.inputs, operations))
         self.outputs = tuple(self._named(index) for index in file.plan["outputs"])
         if (len(self.inputs), len(self.outputs)) != (len(signature.inputs), len(signature.outputs)):
             raise HandheldError(
@@ -74,13 +75,25 @@ class ExecuTorchFile(OpenFile):
         """See `OpenFile.cut`."""
         if unknown := [name for name in (*inputs, *outputs) if name not in self.specs]:
             raise HandheldError(f"the file has no value called {', '.join(unknown)}.")
-        operations = self.needed(inputs, outputs)
+        operations = self._with_constants(self.needed(inputs, outputs), outputs)
         made = {name for operation in operations for name in operation.outputs}
         read = {name for operation in operations for name in operation.inputs}
         if lacking := sorted({*read, *outputs} - made - set(inputs)):
             raise HandheldError(f"{', '.join(inputs)} do not lead to {', '.join(lacking)}.")
         Piece(self, operations, inputs, outputs).file.write(destination)
         return self.signature(inputs, outputs)
+
+    def _with_constants(self, chosen: Iterable[Operation], outputs: Sequence[str]) -> list[Operation]:
+        """The operations with all that they take, and those that make the constants that they and `outputs` need."""
+        names, shown = {operation.name for operation in chosen}, {operation.name for operation in self.operations}
+        wanted = set(outputs)
+        found = []
+        for operation in reversed(self._every):
+            constant = operation.name not in shown and not wanted.isdisjoint(operation.outputs)
+            if operation.name in names or constant:
+                wanted.update(operation.inputs)
+                found.append(operation)
+        return found[::-1]
 
     def partition(self, operation: str) -> int | None:
         """The number of the XNNPACK partition that an operation lies in; None outside of them."""
@@ -146,6 +159,16 @@ class ExecuTorchFile(OpenFile):
             kind, _ = node["xnode_union"]
             operations.append(Operation(name=outputs[0], operator=kind, inputs=tuple(inputs), outputs=outputs))
         return operations
+
+
+def _with_values(inputs: Iterable[str], operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Operations that `inputs` lead to, with those of their inputs that they lead to: what they do not is constant."""
+    live = set(inputs)
+    for operation in operations:
+        taken = tuple(name for name in operation.inputs if name in live)
+        if taken:
+            live.update(operation.outputs)
+            yield operation.model_copy(update={"inputs": taken})
 
 
 def _tensor(value: Table) -> Table:
