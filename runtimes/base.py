@@ -111,6 +111,8 @@ class Runtime(ABC):
     bundle: ClassVar[bool] = False
     """Its files are folders."""
     compute_units: ClassVar[tuple[ComputeUnit, ...]] = ("cpu",)
+    one_thread: ClassVar[bool] = False
+    """It computes with one thread, whatever is asked: whoever has many inputs and several cores runs it twice."""
     plain: ClassVar[str] = ""
     """What `load(plain=True)` executes a file with, for a person; empty if there is no such form."""
 

@@ -70,6 +70,7 @@ class CoreAI(Runtime):
     distributions = ("coreai-core",)
     reference = True
     bundle = True
+    one_thread = True
 
     def _load(self, path: Path, signature: Signature, _threads: int, _unit: ComputeUnit) -> Session:
         if problem := _problem(path):

@@ -20,7 +20,7 @@ from handheld.benchmarks.fidelity import bisect as bisecting
 from handheld.benchmarks.fidelity import crosscheck, explain
 from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
-from handheld.benchmarks.fidelity.runs import Ran, Reference, execute, save_worst, triples
+from handheld.benchmarks.fidelity.runs import Part, Ran, Reference, execute, save_worst, triples
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.errors import HandheldError
 from handheld.export import files
@@ -134,7 +134,7 @@ class _Cell:
             status="error",
         )
         if found.problem or found.manifest is None:
-            return self._done(Ran(found, cell.model_copy(update={"reason": found.problem}), self.place))
+            return self._done(Ran(found, cell.model_copy(update={"reason": found.problem})))
         need = MEMORY_BASE_BYTES + MEMORY_FACTOR * files.size_bytes(found.artifact)
         with self.gate.reserve(need):
             self.progress(f"check {found.name}", "started")
@@ -142,10 +142,10 @@ class _Cell:
             try:
                 ran = self._run(cell, found.manifest)
             except HandheldError as error:
-                ran = Ran(found, cell.model_copy(update={"reason": str(error)}), self.place)
+                ran = Ran(found, cell.model_copy(update={"reason": str(error)}))
             except Exception as error:  # of a file that nobody foresaw
                 reason = f"{type(error).__name__}: {error} (not foreseen: please report it, with the file)"
-                ran = Ran(found, cell.model_copy(update={"reason": reason}), self.place)
+                ran = Ran(found, cell.model_copy(update={"reason": reason}))
             ran = ran.with_cell(seconds=round(time.monotonic() - start, 3))
             if self.bisect and ran.cell.format in bisecting.FORMATS and ran.cell.runtime:
                 self.progress(f"bisect {found.name}", "started")
@@ -163,18 +163,18 @@ class _Cell:
         runtime = runtimes.for_format(manifest.format)
         if reason := runtime.why_not():
             update = {"status": "not run", "reason": reason, "runtime": runtime.name}
-            return Ran(found, cell.model_copy(update=update), self.place)
+            return Ran(found, cell.model_copy(update=update))
         allowed = tolerance(manifest.recipe.weights)
-        cases = range(len(golden.record.cases))
         altered = files.sha256_of(found.artifact) != manifest.sha256
-        result = execute(
-            self.place, found, golden, self.target, cases=cases, threads=self.threads, timeout=self.timeout
-        )
-        cell = cell.model_copy(update=_facts(found, manifest, golden, result, altered, allowed.psnr_db))
+        parts = self._execute(golden, AT_A_TIME if runtime.one_thread else 1)
+        result = next((part.result for part in parts if part.result.error), parts[0].result)
+        findings = dict.fromkeys(finding for part in parts for finding in part.result.findings)
+        facts = _facts(found, manifest, golden, result, altered, allowed.psnr_db)
+        cell = cell.model_copy(update=facts | {"findings": tuple(findings)})
         if result.error:
             update = {"reason": f"{result.error.stage}: {result.error.message}"}
-            return Ran(found, cell.model_copy(update=update), self.place)
-        ran = Ran(found, cell, self.place, result)
+            return Ran(found, cell.model_copy(update=update))
+        ran = Ran(found, cell, parts)
         parity = compare(triples(golden, ran), classifier=golden.record.quality == "top1")
         missed = explain.misses(parity, allowed)
         ran = ran.with_cell(
@@ -190,6 +190,20 @@ class _Cell:
             ran, cell=explain.explained(ran, golden, self.target, threads=self.threads, timeout=self.timeout)
         )
 
+    def _execute(self, golden: GoldenData, jobs: int) -> list[Part]:
+        """Run all golden cases, in so many jobs at a time."""
+        cases = range(len(golden.record.cases))
+        shares = [share for share in (cases[number::jobs] for number in range(jobs)) if share]
+
+        def run(number: int) -> Part:
+            place, share = self.place / f"part {number}", shares[number]
+            return execute(
+                place, self.found, golden, self.target, cases=share, threads=self.threads, timeout=self.timeout
+            )
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(run, range(len(shares))))
+
 
 def _facts(
     found: ArtifactFolder, manifest: Manifest, golden: GoldenData, result: Result, altered: bool, limit_db: float
@@ -204,7 +218,6 @@ def _facts(
         "weights": golden.record.weights,
         "limit_db": limit_db,
         "altered": altered,
-        "findings": result.findings,
         "size_bytes": files.size_bytes(found.artifact),
         "operators": seen and seen.operators,
         "partitions": seen and sum(seen.delegates.values()),

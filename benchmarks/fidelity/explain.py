@@ -66,14 +66,14 @@ def _stages(
         untold = f"{runtime.name} has no plainer way to execute it"
     else:
         try:
-            folder = ran.folder / "plain"
-            result = execute(
+            folder = ran.parts[0].folder / "plain"
+            part = execute(
                 folder, ran.found, golden, target, cases=[case], threads=threads, timeout=timeout, plain=True
             )
-            if result.error:
-                untold = f"{runtime.plain} failed: {result.error.message}"
+            if part.result.error:
+                untold = f"{runtime.plain} failed: {part.result.error.message}"
             else:
-                plain = _stage("converted", expected, read_case(folder, result, 0))
+                plain = _stage("converted", expected, read_case(folder, part.result, 0))
         except HandheldError as error:
             untold = f"{runtime.plain} failed: {error.message}"
     run = _stage("run", expected, ran.outputs(case))

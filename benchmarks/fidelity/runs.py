@@ -58,6 +58,8 @@ class Reference:
 
 
 def _without_nan(golden: GoldenData) -> GoldenData:
+    if not golden.record.cases:
+        raise HandheldError("the golden data holds no inputs, so nothing can be compared.", hint="Export again.")
     if found := golden.without_numbers():
         raise HandheldError(
             f"the golden data itself holds NaN, so nothing can be compared with it: {'; '.join(found)}. "
@@ -72,13 +74,21 @@ def _texts(specs: Sequence[TensorSpec]) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A job that ran some golden cases, and its folder."""
+
+    folder: Path
+    cases: Sequence[int]
+    result: Result
+
+
+@dataclass(frozen=True)
 class Ran:
-    """One cell after its run; `result` is None if there was none. `folder` is the job's."""
+    """One cell after its run; its golden cases may have run in several jobs, or not at all."""
 
     found: ArtifactFolder
     cell: CheckCell
-    folder: Path
-    result: Result | None = None
+    parts: Sequence[Part] = ()
 
     @property
     def compared(self) -> bool:
@@ -91,8 +101,8 @@ class Ran:
 
     def outputs(self, index: int) -> dict[str, Array]:
         """What it gave for one golden case."""
-        assert self.result
-        return read_case(self.folder, self.result, index)
+        part = next(part for part in self.parts if index in part.cases)
+        return read_case(part.folder, part.result, part.cases.index(index))
 
 
 def execute(
@@ -105,7 +115,7 @@ def execute(
     threads: int,
     timeout: float,
     plain: bool = False,
-) -> Result:
+) -> Part:
     """Run some golden cases of an artifact on a target, in a folder that is made for it and keeps the outputs."""
     manifest = found.manifest
     assert manifest
@@ -121,7 +131,7 @@ def execute(
         threads=threads,
         plain=plain,
     )
-    return target.run(folder, timeout)
+    return Part(folder, cases, target.run(folder, timeout))
 
 
 def case_name(golden: GoldenData, index: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import null_models
 import numpy as np
 import pytest
+from null_models import add
 
 from handheld.benchmarks.fidelity import crosscheck
 from handheld.benchmarks.fidelity.check import check
@@ -19,7 +20,7 @@ from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Stage
-from handheld.runtimes.null import Behaviour
+from handheld.runtimes.null import Behaviour, Null
 from handheld.runtimes.run import run
 
 GOOD = Behaviour()
@@ -144,7 +145,7 @@ def test_golden_data_that_is_not_this_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["missing", "empty", "short", "other arrays", "huge", "negative", "rubbish with its hash"]
+    "damage", ["missing", "empty", "short", "other arrays", "huge", "negative", "no cases", "rubbish with its hash"]
 )
 def test_damaged_golden_data_is_a_sentence(tmp_path: Path, damage: str) -> None:
     folder = null_models.make(tmp_path / "net", {"a": GOOD})
@@ -159,6 +160,8 @@ def test_damaged_golden_data_is_a_sentence(tmp_path: Path, damage: str) -> None:
     elif damage == "other arrays":
         np.savez(arrays, allow_pickle=False, a=np.zeros(3))
         alter(record, arrays_sha256=files.sha256_of_file(arrays))
+    elif damage == "no cases":
+        alter(record, cases=[])
     elif damage == "rubbish with its hash":
         arrays.write_bytes(b"PK\x03\x04rubbish")
         alter(record, arrays_sha256=files.sha256_of_file(arrays))
@@ -239,3 +242,14 @@ def test_a_case_file_that_is_not_whole_is_a_sentence(tmp_path: Path) -> None:
     np.savez(path, allow_pickle=False, **{"input/x": np.zeros((3, 2), np.float32)})
     with pytest.raises(HandheldError, match="expected x=2x3:float32; came 3x2:float32 as input/x"):
         run(cell, [str(path)])
+
+
+def test_cases_that_ran_in_two_jobs_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = null_models.make(tmp_path / "net", {"a": GOOD, "b": WRONG})
+    before = by_recipe(check(tmp_path))
+    monkeypatch.setattr(Null, "one_thread", True)
+    after = by_recipe(check(tmp_path))
+    for name in "ab":
+        assert before[name].model_copy(update={"seconds": None}) == after[name].model_copy(update={"seconds": None})
+    add(folder, "c", Behaviour(run="abort"), operators={})
+    assert by_recipe(check(tmp_path))["c"].status == "error"
