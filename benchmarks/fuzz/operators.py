@@ -4,9 +4,9 @@ from handheld.benchmarks.fuzz import pointwise, shaping, weighted, windows
 from handheld.benchmarks.fuzz.draw import Operator
 
 FAMILIES: tuple[tuple[float, dict[str, Operator]], ...] = (
-    (0.35, weighted.TABLE),
-    (0.25, pointwise.TABLE),
-    (0.2, windows.TABLE),
+    (0.32, weighted.TABLE),
+    (0.22, pointwise.TABLE),
+    (0.26, windows.TABLE),
     (0.2, shaping.TABLE),
 )
 """How often an operator of each family is drawn: networks on phones have few layers without weights."""

@@ -97,7 +97,6 @@ FUNCTIONS = {
     "floor": "torch.floor({0})",
     "ceil": "torch.ceil({0})",
     "round": "torch.round({0})",
-    "trunc": "torch.trunc({0})",
     "to_int": "({0} * 3).to(torch.int32)",
     "to_long": "({0} * 3).to(torch.int64)",
 }
@@ -125,9 +124,6 @@ TABLE = {
     "mul": Operator("{0} * {1}", _two),
     "div": Operator("{0} / ({1}.abs() + 0.5)", _two),
     "div_floor": Operator("torch.div({0}, {1}.abs() + 0.5, rounding_mode='floor')", _two),
-    "div_trunc": Operator("torch.div({0}, {1}.abs() + 0.5, rounding_mode='trunc')", _two),
-    "remainder": Operator("torch.remainder({0}, {1}.abs() + 0.5)", _two),
-    "fmod": Operator("torch.fmod({0}, {1}.abs() + 0.5)", _two),
     "atan2": Operator("torch.atan2({0}, {1}.abs() + 0.5)", _two),
     "maximum": Operator("torch.maximum({0}, {1})", _two),
     "minimum": Operator("torch.minimum({0}, {1})", _two),

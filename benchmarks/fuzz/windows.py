@@ -181,7 +181,6 @@ def _reducers() -> dict[str, Operator]:
         "argmin": "{0}.argmin({axis}, keepdim={keepdim})",
         "max": "{0}.max({axis}, keepdim={keepdim})[0]",
         "min": "{0}.min({axis}, keepdim={keepdim}).values",
-        "prod": "({0}.abs() * 0.2 + 0.9).prod({axis}, keepdim={keepdim})",
         "mean_typed": "{0}.mean({axis}, keepdim={keepdim}, dtype=torch.float32)",
     }
     return {
@@ -236,10 +235,8 @@ TABLE = {
     "log_softmax": Operator("{0}.log_softmax({axis})", _along),
     "softmin": Operator("F.softmin({0}, {axis})", _along),
     "cumsum": Operator("{0}.cumsum({axis})", _along),
-    "cumprod": Operator("({0}.abs() * 0.2 + 0.9).cumprod({axis})", _along),
     "glu": Operator("F.glu(torch.cat([{0}, {0} * 0.5], {axis}), {axis})", _along),
     "sort": Operator("{0}.sort({axis}).values", _along),
-    "sort_down": Operator("{0}.sort({axis}, descending=True).values", _along),
     "topk": Operator("{0}.topk({k}, {axis}).values", _best),
     "any": Operator("{0}.any({axis}, keepdim={keepdim})", _bool_reduce),
     "all": Operator("{0}.all({axis}, keepdim={keepdim})", _bool_reduce),

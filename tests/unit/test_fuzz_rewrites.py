@@ -8,6 +8,8 @@ from rewriting import IMAGE, TOKENS, Fn, rewrite, traced
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
+from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
@@ -160,3 +162,41 @@ class TestUnpaddedConvTranspose:
     def test_what_litert_has_stays(self, form: Any) -> None:
         module = Fn(lambda m, x: m.up(x), up=nn.ConvTranspose2d(6, 4, **form))
         assert not rewrite(module, [IMAGE], UnpaddedConvTranspose).changed
+
+
+class TestAmaxKeepdim:
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda _, x: x.max(1)[0],
+            lambda _, x: x.min(-1).values,
+            lambda _, x: x.amax((1, 2)),
+            lambda _, x: x.amin(0),
+            lambda _, x: x.amax(),
+        ],
+    )
+    def test_equal(self, function: Any) -> None:
+        assert rewrite(Fn(function), [TOKENS], AmaxKeepdim).changed == 1
+
+    def test_indices_and_kept_axes_stay(self) -> None:
+        module = Fn(lambda _, x: (*x.max(1), x.amax(1, keepdim=True)))
+        assert not rewrite(module, [TOKENS], AmaxKeepdim).changed
+
+
+class TestAttention4d:
+    @pytest.mark.parametrize(
+        "shapes", [[TOKENS] * 3, [(5, 6)] * 3, [(2, 5, 6), (2, 4, 6), (2, 4, 3)], [*[TOKENS] * 3, (5, 5)]]
+    )
+    def test_equal(self, shapes: Any) -> None:
+        module = Fn(lambda _, *x: F.scaled_dot_product_attention(*x, scale=0.3))
+        assert rewrite(module, shapes, Attention4d).changed == 1
+
+    def test_masks_and_causality(self) -> None:
+        module = Fn(lambda _, q, m: F.scaled_dot_product_attention(q, q, q, attn_mask=m > 0))
+        assert rewrite(module, [TOKENS, (2, 5, 5)], Attention4d).changed == 1
+        module = Fn(lambda _, q: F.scaled_dot_product_attention(q, q, q, is_causal=True))
+        assert rewrite(module, [TOKENS], Attention4d).changed == 1
+
+    def test_heads_stay(self) -> None:
+        module = Fn(lambda _, q: F.scaled_dot_product_attention(q, q, q))
+        assert not rewrite(module, [IMAGE], Attention4d).changed
