@@ -16,9 +16,9 @@ from handheld.export.golden import GoldenData
 from handheld.export.manifest import WORST, Manifest
 from handheld.export.metrics import Array
 from handheld.models.spec import TensorSpec
+from handheld.runtimes.inputfiles import PARTS
 from handheld.runtimes.job import Result
 from handheld.runtimes.jobfolder import read_case, write_job
-from handheld.runtimes.run import PARTS
 from handheld.runtimes.targets import Target
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 from null_models import add
 
-from handheld.benchmarks.fidelity import crosscheck
+from handheld.benchmarks.fidelity import causes, crosscheck
 from handheld.benchmarks.fidelity.check import check
 from handheld.benchmarks.fidelity.explain import explanation
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
-from handheld.export.manifest import Stage
+from handheld.export.manifest import Manifest, Stage
 from handheld.runtimes.null import Behaviour, Null
 from handheld.runtimes.run import run
 
@@ -253,3 +254,35 @@ def test_cases_that_ran_in_two_jobs_are_put_together(tmp_path: Path, monkeypatch
         assert before[name].model_copy(update={"seconds": None}) == after[name].model_copy(update={"seconds": None})
     add(folder, "c", Behaviour(run="abort"), operators={})
     assert by_recipe(check(tmp_path))["c"].status == "error"
+
+
+@pytest.mark.parametrize(
+    ("format_name", "recipe", "operator", "words"),
+    [
+        ("executorch", "fp32", "XNNSoftmax", "takes a softmax over the last of four axes over the channels"),
+        ("executorch", "fp32", "XNNAdd", None),
+        ("coreml", "fp16", "softplus", "past 65504"),
+        ("coreml", "fp32", "softplus", None),
+        ("coreai", "fp32", "cast", "cancels a cast"),
+        ("litert", "fp32", "MAX_POOL_2D", "zeros for the indices"),
+        ("onnx", "fp32", "Softmax", None),
+    ],
+)
+def test_causes_fit_by_format_recipe_and_operator(
+    tmp_path: Path, format_name: str, recipe: str, operator: str, words: str | None
+) -> None:
+    folder = null_models.make(tmp_path / "net", {recipe: GOOD}, operators={operator: 1})
+    manifest = files.read_record(folder / f"null-{recipe}" / "manifest.json", Manifest)
+    manifest = manifest.model_copy(update={"format": format_name})
+    cell = CheckCell(model="net", format=format_name, recipe=recipe, target="host", status="failed")
+    said = [cause.says for cause in causes.likely(manifest, cell)]
+    assert any(words in one for one in said) if words else said == []
+
+
+def test_every_source_of_a_cause_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for known in causes.TABLE:
+        places = re.findall(r"[\w/]+\.(?:py|md)|https://github\.com/\S+/issues/\d+", known.source)
+        assert places
+        for place in places:
+            assert place.startswith("https") or (root / place).is_file(), place
