@@ -172,8 +172,8 @@ class _Cell:
         facts = _facts(found, manifest, golden, result, altered, allowed.psnr_db)
         cell = cell.model_copy(update=facts | {"findings": tuple(findings)})
         if result.error:
-            update = {"reason": f"{result.error.stage}: {result.error.message}"}
-            return Ran(found, cell.model_copy(update=update))
+            reason = f"{result.error.stage}: {result.error.message}"
+            return Ran(found, cell.model_copy(update={"reason": reason, "next_commands": explain.to_look_at(found)}))
         ran = Ran(found, cell, parts)
         parity = compare(triples(golden, ran), classifier=golden.record.quality == "top1")
         missed = explain.misses(parity, allowed)

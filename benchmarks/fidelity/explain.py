@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from handheld import runtimes
+from handheld.benchmarks.cells import ArtifactFolder
 from handheld.benchmarks.fidelity import bisect as bisecting
 from handheld.benchmarks.fidelity import causes
 from handheld.benchmarks.fidelity.compare import Parity
@@ -126,6 +127,11 @@ def _next_commands(ran: Ran) -> tuple[str, ...]:
     if ran.cell.format in bisecting.FORMATS:
         commands.append(f"handheld check {_quoted(folder)} --bisect")
     return tuple(commands)
+
+
+def to_look_at(found: ArtifactFolder) -> tuple[str, ...]:
+    """What to type about an artifact that could not be run."""
+    return (f"handheld show {_quoted(found.folder)}",)
 
 
 def _quoted(path: Path) -> str:

@@ -100,9 +100,9 @@ def show_check(out: Console, done: CheckReport) -> None:
         "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", ">second opinion dB", "check", "runtime", "target",
     ]  # fmt: skip
     show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
-    _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells if cell.status != "failed"])
+    _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells if cell.status not in ("failed", "error")])
     for cell in done.cells:
-        if cell.status == "failed":
+        if cell.status in ("failed", "error"):
             out.print(explanation(cell), soft_wrap=True)
     for said in done.odd:
         out.print(f"{said.model} on {said.target}: {said.says}", soft_wrap=True)

@@ -21,6 +21,7 @@ from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Manifest, Stage
+from handheld.runtimes.job import Job
 from handheld.runtimes.null import Behaviour, Null
 from handheld.runtimes.run import run
 
@@ -114,6 +115,7 @@ def test_a_runtime_that_fails_costs_its_own_cell(tmp_path: Path, behaviour: Beha
     cells = by_recipe(report)
     assert [cells[name].status for name in "abc"] == ["passed", "error", "passed"]
     assert words in (cells["b"].reason or "")
+    assert f"type: handheld show {tmp_path / 'net' / 'null-b'}" in explanation(cells["b"])
     assert report.exit_code == 2
 
 
@@ -286,3 +288,10 @@ def test_every_source_of_a_cause_is_there() -> None:
         assert places
         for place in places:
             assert place.startswith("https") or (root / place).is_file(), place
+
+
+@pytest.mark.parametrize("path", ["../model.null", "/etc/passwd", "artifact/../../x", ""])
+def test_a_job_names_no_artifact_outside_its_folder(path: str) -> None:
+    text = (Path(__file__).parents[1] / "data" / "job" / "two_cases" / "job.json").read_text()
+    with pytest.raises(ValueError, match="expected a path inside the job's folder"):
+        Job.model_validate(json.loads(text) | {"artifact": path})
