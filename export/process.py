@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Children:
         self._live: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
+        _EVERYBODYS.add(self)
 
     def run(
         self,
@@ -98,6 +100,15 @@ class Children:
             self._stopped = True
             for process in self._live:
                 _kill_group(process)
+
+
+_EVERYBODYS: "weakref.WeakSet[Children]" = weakref.WeakSet()
+
+
+def end_all() -> None:
+    """Kill every live child of this process, whoever started it, in whatever thread; who started them gets no more."""
+    for children in list(_EVERYBODYS):
+        children.stop()
 
 
 def _time_out(process: "subprocess.Popen[bytes]", timed_out: threading.Event) -> None:

@@ -32,23 +32,12 @@ class Target(ABC):
         Raises `HandheldError` if the folder holds no valid job. Ctrl-C ends the executor and passes on.
         """
 
-    def stop(self) -> None:
-        """End what runs, in whatever thread it was started."""
-
 
 class HostTarget(Target):
     """This machine: each job in a child process of its own, its output in `log.txt` in the job's folder."""
 
     name = "host"
     basis = Basis.HOST
-
-    def __init__(self) -> None:
-        self._children = Children()
-
-    def stop(self) -> None:
-        """See `Target.stop`. What is started later runs."""
-        running, self._children = self._children, Children()
-        running.stop()
 
     def run(self, folder: Path, timeout: float) -> Result:
         """See `Target.run`."""
@@ -57,7 +46,7 @@ class HostTarget(Target):
         with files.disk_errors(folder):
             for stale in (RESULT, LOG):
                 (folder / stale).unlink(missing_ok=True)
-            end = self._children.run(
+            end = Children().run(
                 "handheld.runtimes.execute",
                 [str(folder)],
                 log=folder / LOG,

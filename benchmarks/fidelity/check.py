@@ -6,6 +6,7 @@ Needs neither torch nor the model's source. Each artifact runs in a child proces
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ from handheld.export import files
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Manifest
 from handheld.export.memory import Gate, available_bytes
+from handheld.export.process import end_all
 from handheld.runtimes import targets
 from handheld.runtimes.job import Result
 from handheld.runtimes.targets import Target
@@ -68,7 +70,7 @@ def check(
     models = [list(group) for _, group in groupby(find(folder, only), key=lambda found: found.folder.parent)]
     cells: list[CheckCell] = []
     odd: list[OddOneOut] = []
-    with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side(chosen) as pool:
+    with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side() as (pool, stopped):
         gate = Gate(available_bytes())
         started: list[tuple[Path, list[Future[Ran]]]] = []
         share = max(1, threads // min(AT_A_TIME, len(chosen) * sum(map(len, models))))
@@ -76,7 +78,7 @@ def check(
             reference = Reference(model[0].folder.parent)
             work = Path(place) / str(number)
             todo = [
-                _Cell(found, reference, target, work / str(index), share, timeout, bisect, progress, gate)
+                _Cell(found, reference, target, work / str(index), share, timeout, bisect, progress, gate, stopped)
                 for index, found in enumerate(model)
             ]
             started.append((work, [pool.submit(cell.run) for cell in todo]))
@@ -97,15 +99,16 @@ def check(
 
 
 @contextmanager
-def _side_by_side(chosen: Sequence[Target]) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each wait for a cell's child; whatever interrupts us ends them all."""
+def _side_by_side() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """Threads that each wait for a cell's child, and whether they shall stop; whatever interrupts us ends them all."""
+    stopped = threading.Event()
     with ThreadPoolExecutor(min(AT_A_TIME, os.cpu_count() or 1)) as pool:
         try:
-            yield pool
+            yield pool, stopped
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for target in chosen:
-                target.stop()
+            end_all()
             raise
 
 
@@ -122,6 +125,7 @@ class _Cell:
     bisect: bool
     progress: Progress
     gate: Gate
+    stopped: threading.Event
 
     def run(self) -> Ran:
         """Run and compare it; whatever goes wrong costs this cell alone."""
@@ -147,7 +151,7 @@ class _Cell:
                 reason = f"{type(error).__name__}: {error} (not foreseen: please report it, with the file)"
                 ran = Ran(found, cell.model_copy(update={"reason": reason}))
             ran = ran.with_cell(seconds=round(time.monotonic() - start, 3))
-            if self.bisect and ran.cell.format in bisecting.FORMATS and ran.cell.runtime:
+            if self.bisect and not self.stopped.is_set() and ran.cell.format in bisecting.FORMATS and ran.cell.runtime:
                 self.progress(f"bisect {found.name}", "started")
                 ran = replace(ran, cell=_bisected(ran.cell, found, self.timeout))
                 self.progress(f"bisect {found.name}", f"{len(ran.cell.departures or ())} departures")
