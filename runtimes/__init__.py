@@ -17,7 +17,7 @@ from handheld.runtimes.litert import LiteRT
 from handheld.runtimes.null import Null
 from handheld.runtimes.onnxruntime import OnnxRuntime
 
-__all__ = ["ENTRY_POINTS", "RUNTIMES", "Runtime", "Session", "for_format", "get"]
+__all__ = ["ENTRY_POINTS", "RUNTIMES", "Runtime", "Session", "for_format", "get", "why_not"]
 
 ENTRY_POINTS = "handheld.runtimes"
 
@@ -54,9 +54,23 @@ def for_format(format_name: str) -> Runtime:
 
     Raises `HandheldError` if there is none.
     """
+    fitting = _fitting(format_name)
+    return next((runtime for runtime in fitting if not runtime.why_not()), fitting[0])
+
+
+def why_not(format_name: str) -> str | None:
+    """None if files of a format can be executed here; otherwise what each of its runtimes says, for a person.
+
+    Raises `HandheldError` if the format has no runtime at all.
+    """
+    reasons = [runtime.why_not() for runtime in _fitting(format_name)]
+    return "\n".join(dict.fromkeys(filter(None, reasons))) if all(reasons) else None
+
+
+def _fitting(format_name: str) -> list[Runtime]:
     theirs = [name for name in entry_points(group=ENTRY_POINTS).names if name not in RUNTIMES]
     known = [get(name) for name in [*RUNTIMES, *sorted(theirs)]]
     fitting = [runtime for runtime in known if format_name in runtime.formats]
     if not fitting:
         raise unknown("format", format_name, dict.fromkeys(name for runtime in known for name in runtime.formats))
-    return next((runtime for runtime in fitting if not runtime.why_not()), fitting[0])
+    return fitting

@@ -165,7 +165,7 @@ class _Cell:
         found = self.found
         golden = self.reference.of(found, manifest)
         runtime = runtimes.for_format(manifest.format)
-        if reason := runtime.why_not():
+        if reason := runtimes.why_not(manifest.format):
             update = {"status": "not run", "reason": reason, "runtime": runtime.name}
             return Ran(found, cell.model_copy(update=update))
         allowed = tolerance(manifest.recipe.weights)

@@ -166,6 +166,10 @@ def test_apples_runtimes_say_that_they_need_macos(monkeypatch: pytest.MonkeyPatc
     assert runtimes.get("executorch-coreml").why_not() == (
         "the Core ML delegate of ExecuTorch runs on macOS and iOS only."
     )
+    monkeypatch.setattr(runtimes.RUNTIMES["coreml-reference"], "modules", ("package_that_nobody_has",), raising=False)
+    reasons = runtimes.why_not("coreml") or ""
+    assert "Apple's Core ML runs on macOS only." in reasons and 'pip install "handheld[coreml]"' in reasons
+    assert runtimes.why_not("null") is None
 
 
 def test_core_ml_on_macos_is_asked_for_its_unit_and_given_pictures_and_no_scalars(
