@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two workers, each with one thread: converters and runtimes bring threads of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint types tests apple apple-full test-slow kills mutations damage versus bench-coreml wheel schemas clean
+.PHONY: demo test lint types tests apple apple-full test-slow kills mutations faults damage versus bench-coreml wheel schemas clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/handheld ship efficientformerv2_s0 --out out
@@ -44,6 +44,10 @@ mutations: $(VENV)/dev.stamp
 # 2,000 damaged files of each format, loaded and run: a quarter of an hour at most.
 damage: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python tests/host/damage.py out/damage 2000
+
+# Thirty kinds of faults planted in files of every format: caught, and located. Writes docs/faults.md.
+faults: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.faults --out docs/faults.md
 
 # Killed a hundred times at random moments: ten minutes.
 kills: $(VENV)/dev.stamp

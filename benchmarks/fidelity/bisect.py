@@ -13,7 +13,7 @@ from pydantic import Field
 
 from handheld.benchmarks.cells import PIECES, ArtifactFolder
 from handheld.benchmarks.fidelity import surgery
-from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines
+from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines, refused
 from handheld.benchmarks.fidelity.pieces import smallest, write
 from handheld.benchmarks.fidelity.references import Seen, follow
 from handheld.benchmarks.fidelity.surgery import MODULES
@@ -121,18 +121,34 @@ def _bisected(request: _Request) -> Bisected:
         program, _ = rewrites.apply(Program.load(request.program / PROGRAM), manifest.format)
     result = Bisected(case=request.cases[0])
     for case in request.cases:
-        result = _on(case, opened, manifest, golden, program)
+        result = on_case(case, opened, manifest, golden, program, pieces=golden.path.parent / PIECES)
         if result.departures or not program:
             break
     return result
 
 
-def _on(case: int, opened: OpenFile, manifest: Manifest, golden: GoldenData, program: Program | None) -> Bisected:
+def on_case(
+    case: int,
+    opened: OpenFile,
+    manifest: Manifest,
+    golden: GoldenData,
+    program: Program | None,
+    *,
+    pieces: Path | None,
+) -> Bisected:
+    """An opened file on one golden input; without a program, only what is not finite is looked for.
+
+    Pieces are written below `pieces`, if it is given.
+    """
     arrays = list(golden.inputs(case).values())
     names = [name for operation in opened.operations for name in operation.outputs]
     given = dict(zip(opened.inputs, arrays, strict=True))
     half = manifest.recipe.weights == "float16"
-    seen = Seen(given | opened.compute(given, names), half=half, exact=half and not opened.merges_constants)
+    try:
+        computed = opened.compute(given, names)
+    except HandheldError as error:
+        return Bisected(case=case, departures=(refused(opened, given, error),))
+    seen = Seen(given | computed, half=half, exact=half and not opened.merges_constants)
     found = tuple(findings(opened, seen.arrays))
     if program is None:
         return Bisected(case=case, findings=found)
@@ -141,9 +157,9 @@ def _on(case: int, opened: OpenFile, manifest: Manifest, golden: GoldenData, pro
     graphs = follow(program.exported, [torch.from_numpy(array) for array in arrays], seen)
     departing = []
     for number, (departure, expected) in enumerate(departures(opened, seen.arrays, graphs)):
-        piece = smallest(opened, seen, departure, expected)
-        if piece:
-            folder = golden.path.parent / PIECES / f"{manifest.format}-{manifest.recipe.name}-{number}"
+        piece = smallest(opened, seen, departure, expected) if pieces else None
+        if piece and pieces:
+            folder = pieces / f"{manifest.format}-{manifest.recipe.name}-{number}"
             write(folder, piece, opened, seen.arrays, departure, manifest, golden.record)
             departure = departure.model_copy(update={"piece": folder})
         departing.append(departure)

@@ -13,23 +13,27 @@ import numpy as np
 
 from handheld.benchmarks.fidelity.references import Array, Expected, error_of
 from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
+from handheld.errors import HandheldError
 from handheld.record import Record
 from handheld.runtimes.job import Finding
 
 
 class Departure(Record):
-    """An operation of the file whose result is not the model's, although what it takes is.
+    """An operation of the file whose result is not the model's, although all that it takes is.
 
     `error` is the largest error over the largest magnitude of what the model computes in its place, `node`, at `line`
-    of its source; infinite if the model computes nothing of that size there (the operation begins a group of operations
-    that the file has in place of `node`). `piece` is the folder of the smallest failing piece.
+    of its source; infinite if the model computes nothing of that size there. `since` are operations before it whose
+    results have no counterpart in the model: the fault may be theirs. `refused` is what the runtime says if it does not
+    take the operation at all. `piece` is the folder of the smallest failing piece.
     """
 
     operation: str
     operator: str
     error: float
-    node: str | None
-    line: str | None
+    node: str | None = None
+    line: str | None = None
+    since: tuple[str, ...] = ()
+    refused: str | None = None
     piece: Path | None = None
 
 
@@ -39,25 +43,35 @@ def departures(
     """The operations that depart, in order, each with what the model computes in its place."""
     values = [list(_all(outputs)) for outputs in graphs]
     right = {name for each in values for value in each for name in value.matches} | set(opened.inputs)
-    wrong_operations = _wrong(opened, right)
     candidates = [value for each in graphs for value in _first_unmatched(each)]
-    found = []
-    for operation in wrong_operations:
-        expected = _counterpart(operation, seen, candidates)
-        result = seen[operation.outputs[0]]
-        found.append(
-            (
-                Departure(
-                    operation=operation.name,
-                    operator=operation.operator,
-                    error=error_of(expected.array, result) if expected else float("inf"),
-                    node=expected.name if expected else None,
-                    line=expected.line if expected else None,
-                ),
-                expected,
-            )
-        )
-    return found
+    return [_departure(operation, opened, seen, right, candidates) for operation in _wrong(opened, right)]
+
+
+def _departure(
+    first: Operation, opened: OpenFile, seen: Mapping[str, Array], right: set[str], candidates: Sequence[Expected]
+) -> tuple[Departure, Expected | None]:
+    """The departure that begins with `first`: it may be the first of several in place of one of the model's."""
+    near = [value for value in candidates if value.sources & set(first.inputs)]
+    group = [first]
+    for operation in opened.operations[opened.operations.index(first) + 1 :]:
+        if any(seen[group[-1].outputs[0]].size == value.array.size for value in near):
+            break
+        if set(operation.inputs) & set(group[-1].outputs) and not right.intersection(operation.outputs):
+            group.append(operation)
+    result = seen[group[-1].outputs[0]]
+    same = [value for value in near if value.array.size == result.size]
+    if not same:
+        group, result = [first], seen[first.outputs[0]]
+    expected = min(same or near, key=lambda value: error_of(value.array, result), default=None)
+    departure = Departure(
+        operation=group[-1].name,
+        operator=group[-1].operator,
+        error=error_of(expected.array, result) if expected else float("inf"),
+        node=expected.name if expected else None,
+        line=expected.line if expected else None,
+        since=tuple(operation.name for operation in group[:-1]),
+    )
+    return departure, expected
 
 
 def findings(opened: OpenFile, seen: Mapping[str, Array]) -> list[Finding]:
@@ -79,6 +93,26 @@ def findings(opened: OpenFile, seen: Mapping[str, Array]) -> list[Finding]:
                         )
                     )
     return found
+
+
+def refused(opened: OpenFile, given: Mapping[str, Array], error: HandheldError) -> Departure:
+    """The first operation that the runtime does not take; `error` is what it says of the whole file.
+
+    Raises `error` if it takes every part of the file.
+    """
+    low, high = 0, len(opened.operations)  # it takes the first `low` operations; the first `high` it does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        names = [name for operation in opened.operations[:middle] for name in operation.outputs]
+        try:
+            opened.compute(given, names)
+            low = middle
+        except HandheldError as one:
+            high, error = middle, one
+    if not high:
+        raise error
+    operation = opened.operations[high - 1]
+    return Departure(operation=operation.name, operator=operation.operator, error=float("inf"), refused=error.message)
 
 
 def lines(opened: OpenFile, graphs: Sequence[Sequence[Expected]]) -> dict[str, str]:
@@ -128,13 +162,6 @@ def _first_unmatched(outputs: Sequence[Expected]) -> list[Expected]:
         if not unmatched:
             found[id(value)] = value
     return list(found.values())
-
-
-def _counterpart(operation: Operation, seen: Mapping[str, Array], candidates: Iterable[Expected]) -> Expected | None:
-    """What the model computes from the same values: of the same size if there is one, then with the smallest error."""
-    result = seen[operation.outputs[0]]
-    near = [value for value in candidates if value.sources & set(operation.inputs)]
-    return min(near, key=lambda value: (value.array.size != result.size, error_of(value.array, result)), default=None)
 
 
 def _all(outputs: Iterable[Expected]) -> Iterable[Expected]:

@@ -39,7 +39,10 @@ def smallest(opened: OpenFile, seen: Seen, departure: Departure, expected: Expec
     if expected is None or expected.array.size != seen.arrays[output].size:
         return None
     makers = {name: each for each in opened.operations for name in each.outputs}
-    inputs = operation.inputs
+    group = {operation.name, *departure.since}
+    made = {name for each in opened.operations if each.name in group for name in each.outputs}
+    taken = [name for each in opened.operations if each.name in group for name in each.inputs if name not in made]
+    inputs = tuple(dict.fromkeys(taken))
     while len(opened.needed(inputs, [output])) <= MOST:
         given = {name: seen.arrays[name] for name in inputs}
         if not seen.agrees(expected, opened.compute(given, [output])[output]):

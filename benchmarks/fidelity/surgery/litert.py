@@ -30,6 +30,8 @@ def open_file(path: Path, signature: Signature) -> "LiteRTFile":
         raise HandheldError(f"{path} is no LiteRT file: it does not have TFL3 at its head.", hint="Export it again.")
     with reading(path, "LiteRT"):
         model = schema.ModelT.InitFromPackedBuf(data)
+        for operator in model.subgraphs[0].operators:
+            operator.inputs, operator.outputs = list(operator.inputs), list(operator.outputs)  # else views of the file
     if any(buffer.offset > 1 for buffer in model.buffers):
         raise HandheldError(f"{path} keeps its weights behind its flatbuffer, and cannot be taken apart so far.")
     return LiteRTFile(model, signature)
