@@ -52,13 +52,19 @@ def read(path: Path) -> Baseline:
 
 
 def update(path: Path, report: CheckReport) -> Baseline:
-    """Write the figures of every cell that passed. Raises `HandheldError`, and writes nothing, if one failed."""
+    """Write the figures of every cell that passed; a cell that was not run here keeps those that the file has.
+
+    Raises `HandheldError`, and writes nothing, if a cell failed.
+    """
     if wrong := [cell.key for cell in report.cells if cell.status in ("failed", "error") and not cell.expected]:
         raise HandheldError(
             f"the baseline was not written: {', '.join(wrong)} did not pass.",
             hint="Mend it, or list it as an expected failure (--expected).",
         )
-    baseline = Baseline(cells={cell.key: _figures(cell) for cell in report.cells if cell.parity and not cell.expected})
+    before = read(path).cells if path.exists() else {}
+    kept = {cell.key: before[cell.key] for cell in report.cells if cell.status == "not run" and cell.key in before}
+    seen = {cell.key: _figures(cell) for cell in report.cells if cell.parity and not cell.expected}
+    baseline = Baseline(cells=kept | seen)
     with files.disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     files.write_record(path, baseline)

@@ -108,6 +108,9 @@ def test_updating_writes_and_compares_nothing_and_never_takes_a_failure(base: Pa
     done = held(report(tmp_path, worse), Gates(baseline=base, update_baseline=True))
     assert done.problems == ()
     assert baseline.read(base).cells["net/onnx-fp32 on host"].size_bytes == 999_999
+    absent = PASSED.model_copy(update={"status": "not run", "parity": None})
+    held(report(tmp_path, absent, FAILED.model_copy(update={"status": "passed"})), Gates(base, update_baseline=True))
+    assert set(baseline.read(base).cells) == {"net/onnx-fp32 on host", "net/litert-fp32 on host"}
     before = base.read_bytes()
     with pytest.raises(HandheldError, match="the baseline was not written: net/litert-fp32 on host did not pass"):
         held(report(tmp_path, PASSED, FAILED), Gates(baseline=base, update_baseline=True))
