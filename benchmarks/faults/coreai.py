@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from handheld.benchmarks.faults.base import Array, NotApplicableError, Planter
+from handheld.benchmarks.faults.base import BELOW_HALF, Array, NotApplicableError, Planter
 from handheld.benchmarks.faults.mlir import constant, constant_value, create, forget, kind_of, maker_of, tensor_type
 from handheld.benchmarks.fidelity.surgery.coreai import CoreAIFile, save
 from handheld.export.formats.base import Signature
@@ -36,6 +36,7 @@ class CoreAIPlanter(Planter):
             "resize mode": self._resize_mode,
             "pooling count": self._pooling_count,
             "activation": self._activation,
+            "GELU form": self._gelu_form,
             "half overflow": self._half_overflow,
             "quantization scale": lambda: self._quantized(scale=1.1),
             "quantization zero point": lambda: self._quantized(zero_point=1),
@@ -145,9 +146,18 @@ class CoreAIPlanter(Planter):
     def _activation(self) -> str:
         old = self._find("gelu")
         new = create("coreai.silu", old.results[0].type, [old.operands[0]], before=old)
-        old.results[0].replace_all_uses_with(new.results[0])
-        old.operation.erase()
-        return self._name_of(new)
+        return self._instead(old, new)
+
+    def _gelu_form(self) -> str:
+        from coreai._compiler.dialects import coreai
+        from coreai._compiler.ir import InsertionPoint
+
+        old = self._find("gelu")
+        if str(old.results[0].type.element_type) == "f16":
+            raise NotApplicableError(BELOW_HALF)
+        with InsertionPoint(old):
+            new = coreai.gelu(old.operands[0], approximate="tanh")
+        return self._instead(old, new.owner)
 
     def _half_overflow(self) -> str:
         layers = self.layers()
@@ -228,7 +238,7 @@ class CoreAIPlanter(Planter):
             return not op.operands[1].type.rank and maker_of(op.operands[1]).name == CONSTANT
 
         product = self._find("broadcasting_mul", by_number)
-        self._replace(product, 1, self._array(maker_of(product.operands[1])) * 1.02)
+        self._replace(product, 1, self._array(maker_of(product.operands[1])) * 1.2)
         return self._name_of(product)
 
     def _reduction_axis(self) -> str:
@@ -252,6 +262,11 @@ class CoreAIPlanter(Planter):
         for op in self.opened.made_by.values():
             for inner in self.opened.body(op) if op.name == INVOKE else [op]:
                 yield op, inner
+
+    def _instead(self, old: Any, new: Any) -> str:
+        old.results[0].replace_all_uses_with(new.results[0])
+        old.operation.erase()
+        return self._name_of(new)
 
     def _name_of(self, op: Any) -> str:
         """The name that an operation has now that there are more or fewer of them."""

@@ -34,6 +34,7 @@ class ExecuTorchPlanter(Planter):
             "resize mode": self._resize_mode,
             "pooling count": self._pooling_count,
             "activation": self._activation,
+            "GELU form": lambda: _impossible("XNNPACK has one form of GELU"),
             "layout": self._layout,
             "inputs exchanged": lambda: self._exchanged("XNNSubtract"),
             "crop": self._crop,
@@ -152,7 +153,7 @@ class ExecuTorchPlanter(Planter):
         for op in self.opened.operations:
             operand = self._constant_operand(op.name, "XNNMultiply") if op.name in self.opened.nodes else None
             if operand and (factor := self._array(op.name, operand)).size == 1:
-                self._set_array(op.name, operand, factor * np.float32(1.02))
+                self._set_array(op.name, operand, factor * np.float32(1.2))
                 return op.name
         raise NotApplicableError("it has no product with a number")
 
