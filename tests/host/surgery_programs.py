@@ -79,11 +79,11 @@ AS_IT_IS = ("odd",)
 """Converted as ExecuTorch does it by default."""
 
 
-class Values(TorchDispatchMode):
+class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps what operators give in `found`, by their names: `add`, `add.1`, …"""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[str, torch.Tensor] = {}
 
     def __torch_dispatch__(
