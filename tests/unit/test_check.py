@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 import signal
 import time
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from null_models import add
 
+from handheld.benchmarks.cells import find
 from handheld.benchmarks.fidelity import causes, crosscheck
 from handheld.benchmarks.fidelity.check import check
 from handheld.benchmarks.fidelity.explain import explanation
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
+from handheld.benchmarks.fidelity.runs import Reference
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
@@ -295,3 +298,33 @@ def test_a_job_names_no_artifact_outside_its_folder(path: str) -> None:
     text = (Path(__file__).parents[1] / "data" / "job" / "two_cases" / "job.json").read_text()
     with pytest.raises(ValueError, match="expected a path inside the job's folder"):
         Job.model_validate(json.loads(text) | {"artifact": path})
+
+
+def test_damaged_records_and_arrays_are_refused_with_our_error_or_read(tmp_path: Path) -> None:
+    """What the parent itself reads: 200 damaged copies each of a manifest, of golden.json and of golden.npz."""
+    folder = null_models.make(tmp_path / "net", {"a": GOOD})
+    paths = [folder / "null-a" / "manifest.json", folder / "golden.json", folder / "golden.npz"]
+    whole = {path: path.read_bytes() for path in paths}
+    chance = random.Random(0)
+    refused = 0
+    for path in paths:
+        for _ in range(200):
+            data = bytearray(whole[path])
+            for _ in range(chance.choice((1, 1, 2, 8))):
+                place = chance.randrange(len(data))
+                data[place : place + chance.choice((0, 1, 1, 1, 20))] = chance.choice(
+                    (b"9", b"-", b"0", b"\xff", b"e9", b"")
+                )
+            path.write_bytes(data)
+            if path.suffix == ".npz":
+                alter(folder / "golden.json", arrays_sha256=files.sha256_of_file(path))
+            try:
+                (found,) = find(tmp_path)
+                golden = Reference(folder).data()
+                golden.inputs(0)
+                refused += found.problem is not None
+            except HandheldError:
+                refused += 1
+        for other, content in whole.items():
+            other.write_bytes(content)
+    assert 200 < refused < 600
