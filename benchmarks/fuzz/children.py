@@ -1,5 +1,6 @@
 """The fuzzer's children, seen from the parent: long-lived, restarted when they die, hang or grow."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -57,12 +58,14 @@ class Child:
             timer.cancel()
         if not line:
             self.end()
+            _close(process)
             raise EndedError(
                 _ending(process.wait(), timeout if timed_out.is_set() else None), timed_out=timed_out.is_set()
             )
         reply = Reply.model_validate_json(line)
         if reply.memory_bytes > LARGEST_MEMORY_BYTES:
             self.end()
+            _close(process)
         return reply
 
     def end(self) -> None:
@@ -90,7 +93,17 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        process = self._process
         self.end()
+        if process is not None:
+            _close(process)
+
+
+def _close(process: "subprocess.Popen[str]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _ending(returncode: int, timeout: float | None) -> str:

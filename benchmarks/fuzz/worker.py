@@ -16,13 +16,13 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from handheld import runtimes
+from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.benchmarks.fuzz.protocol import Converting, Drawing, Making, Outcome, Reply, Request
 from handheld.errors import HandheldError
 from handheld.export import formats
 from handheld.export.formats.base import Format, Options
 from handheld.export.golden import GoldenData
-from handheld.export.metrics import psnr_db
 from handheld.export.process import die_with_parent
 from handheld.export.recipe import resolve
 from handheld.export.rewrites import RewriteError
@@ -87,13 +87,18 @@ def _outcome(request: Converting, target: Format, artifact: Path) -> Outcome:
         results = [session.run(golden.inputs(index)) for index in range(len(golden.record.cases))]
     except HandheldError as error:
         return Outcome(kind="unrunnable", detail=str(error).replace(str(request.folder), ""))
-    worst, where = min(
-        (psnr_db(expected, got[name]), f"{name} of case {index} ({golden.record.cases[index].kind})")
-        for index, got in enumerate(results)
-        for name, expected in golden.outputs(index).items()
+    parity = compare(
+        (
+            (f"case {index} ({case.kind})", golden.outputs(index), got)
+            for index, (case, got) in enumerate(zip(golden.record.cases, results, strict=True))
+        ),
+        classifier=False,
     )
-    agrees = worst >= tolerance(recipe.weights).psnr_db
-    return Outcome(kind="agrees" if agrees else "differs", detail=where, psnr_db=worst)
+    values = {limit: getattr(parity, limit.metric) for limit in tolerance(recipe.weights).limits}
+    missed = [f"{limit.title} is {value:.3g}" for limit, value in values.items() if limit.missed(value)]
+    return Outcome(
+        kind="differs" if missed else "agrees", detail="; ".join([*missed, parity.worst]), psnr_db=parity.psnr_db
+    )
 
 
 def answer(request: Request, target: Format | None) -> Reply:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
+from handheld.export.rewrites.antialias_by_matrix import AntialiasByMatrix
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.crop_slices import CropSlices
@@ -12,6 +13,7 @@ from handheld.export.rewrites.decompose_norm import DecomposeNorm
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
 from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
 from handheld.export.rewrites.float_numbers import FloatNumbers
+from handheld.export.rewrites.floor_pools import FloorPools
 from handheld.export.rewrites.fold_batch_norm import FoldBatchNorm
 from handheld.export.rewrites.fold_constants import FoldConstants
 from handheld.export.rewrites.fold_scale import FoldScale
@@ -22,6 +24,7 @@ from handheld.export.rewrites.merge_views import MergeViews
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.out_of_place import OutOfPlace
 from handheld.export.rewrites.plain_prelu import PlainPrelu
+from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.plain_views import PlainViews
 from handheld.export.rewrites.remove_noops import RemoveNoops
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
@@ -45,9 +48,13 @@ _XNNPACK: tuple[type[Rewrite], ...] = (
     *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
     *(AmaxKeepdim, NearestByIndex),
 )
+_LITERT: tuple[type[Rewrite], ...] = (
+    *COMMON,
+    *(TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose, FloorPools, AntialiasByMatrix),
+)
 _COREML: tuple[type[Rewrite], ...] = (
     *COMMON,
-    *(FlattenGroupNorm, CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu),
+    *(FlattenGroupNorm, CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu, PlainSoftplus, AntialiasByMatrix),
 )
 
 # Measured against the converter's defaults with timm's EfficientFormerV2-S0 (weights away from their initial values),
@@ -58,9 +65,9 @@ TABLE: dict[str, tuple[type[Rewrite], ...]] = {
     # Conversion 14.3 -> 3.4 s, file 7.71 -> 7.35 MB. Attention stays whole: iOS 18's Core ML has an operator for it.
     "coreml": _COREML,
     # Conversion 3.3 -> 1.5 s, file 14.89 -> 14.17 MB. Its interpreter on Linux says nothing of speed.
-    "coreai": COMMON,
+    "coreai": (*COMMON, NearestByIndex, FloorPools, AntialiasByMatrix),
     # Conversion 21 -> 12 s, latency 0.97-0.99, file 15.12 -> 14.30 MB.
-    "litert": (*COMMON, TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose),
+    "litert": _LITERT,
     # XNNPACK partitions 12 -> 1 with nothing outside, lowering 34 -> 16 s, latency 0.65, file 14.42 -> 14.17 MB, and
     # right where the default is wrong (softmax_3d). Latency of ViT-Ti 0.5, LeViT-128S 0.46, a small diffusion UNet 0.2;
     # of it, decompose_norm 0.93-0.96 where there are norms.

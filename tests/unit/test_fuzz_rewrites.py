@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
+from handheld.export.rewrites.antialias_by_matrix import AntialiasByMatrix
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
+from handheld.export.rewrites.floor_pools import FloorPools
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.plain_prelu import PlainPrelu
+from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.typed_reductions import TypedReductions
@@ -200,3 +203,38 @@ class TestAttention4d:
     def test_heads_stay(self) -> None:
         module = Fn(lambda _, q: F.scaled_dot_product_attention(q, q, q))
         assert not rewrite(module, [IMAGE], Attention4d).changed
+
+
+class TestAntialiasByMatrix:
+    @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize("to", [{"size": (3, 5)}, {"size": (16, 4)}, {"scale_factor": 0.6}])
+    @pytest.mark.parametrize("align_corners", [False, True])
+    def test_equal(self, mode: str, to: Any, align_corners: bool) -> None:
+        module = Fn(lambda _, x: F.interpolate(x, mode=mode, antialias=True, align_corners=align_corners, **to))
+        assert rewrite(module, [(2, 3, 8, 9)], AntialiasByMatrix).operators == {"matmul.default": 2}
+
+    def test_without_antialiasing_stays(self) -> None:
+        assert not rewrite(
+            Fn(lambda _, x: F.interpolate(x, (3, 3), mode="bilinear")), [IMAGE], AntialiasByMatrix
+        ).changed
+
+
+class TestPlainSoftplus:
+    @pytest.mark.parametrize(("beta", "threshold"), [(0.5, 1), (1, 3), (2, 0.5)])
+    def test_equal(self, beta: float, threshold: float) -> None:
+        assert rewrite(Fn(lambda _, x: F.softplus(x * 4, beta, threshold)), [TOKENS], PlainSoftplus).changed == 1
+
+    def test_a_threshold_that_cannot_be_seen_stays(self) -> None:
+        assert not rewrite(Fn(lambda _, x: F.softplus(x, 2)), [TOKENS], PlainSoftplus).changed
+
+
+class TestFloorPools:
+    @pytest.mark.parametrize("pool", [F.avg_pool2d, F.max_pool2d])
+    @pytest.mark.parametrize("form", [{"kernel_size": 2}, {"kernel_size": (4, 2), "stride": 2, "padding": (1, 0)}])
+    def test_equal(self, pool: Any, form: Any) -> None:
+        assert rewrite(Fn(lambda _, x: pool(x, ceil_mode=True, **form)), [IMAGE], FloorPools).changed == 1
+
+    @pytest.mark.parametrize("form", [{"kernel_size": 3}, {"kernel_size": 3, "stride": 2}])
+    def test_where_a_window_is_gained_it_stays(self, form: Any) -> None:
+        assert not rewrite(Fn(lambda _, x: F.max_pool2d(x, ceil_mode=True, **form)), [IMAGE], FloorPools).changed
+        assert not rewrite(Fn(lambda _, x: F.max_pool2d(x, **form)), [IMAGE], FloorPools).changed
