@@ -100,17 +100,23 @@ def show_check(out: Console, done: CheckReport) -> None:
         "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", ">second opinion dB", "check", "runtime", "target",
     ]  # fmt: skip
     show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
-    _reasons(out, [(cell.name, _reason(cell)) for cell in done.cells if cell.status not in ("failed", "error")])
-    for cell in done.cells:
-        if cell.status in ("failed", "error"):
-            out.print(explanation(cell), soft_wrap=True)
-    for said in done.odd:
-        out.print(f"{said.model} on {said.target}: {said.says}", soft_wrap=True)
+    _show_findings(out, done)
     for problem in done.problems:
         out.print(f"{problem.kind}: {problem.cell + ': ' if problem.cell else ''}{problem.says}", soft_wrap=True)
     _show_departures(out, done.cells)
     if done.required_but_not_run:
         out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
+
+
+def _show_findings(out: Console, done: CheckReport) -> None:
+    """What is to be said of each cell, and of all beside each other."""
+    for cell in done.cells:
+        if cell.status in ("failed", "error"):
+            out.print(explanation(cell), soft_wrap=True)
+        elif reason := _reason(cell):
+            out.print(f"{cell.name}: {reason}", soft_wrap=True)
+    for said in done.odd:
+        out.print(f"{said.model} on {said.target}: {said.says}", soft_wrap=True)
 
 
 def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
@@ -238,7 +244,7 @@ def show_ship(out: Console, done: "ShipReport") -> None:
     captions = filter(None, (_how_checked(done.check.cells), _how_measured(done.bench)))
     show_table(out, f"{done.export.model} · weights: {done.export.weights}", columns, rows, caption="\n".join(captions))
     _reasons(out, [(cell.name, cell.reason) for cell in done.export.cells])
-    _reasons(out, [(f"check {cell.format}-{cell.recipe}", _reason(cell)) for cell in done.check.cells])
+    _show_findings(out, done.check)
     _reasons(
         out,
         [(f"bench {c.format}-{c.recipe}", c.reason) for c in done.bench.cells if c.status in ("error", "not timed")],
