@@ -27,7 +27,12 @@ class ArtifactFolder:
     @property
     def name(self) -> str:
         """`model/format-recipe`."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        return f"{self.model}/{self.folder.name}"
+
+    @property
+    def model(self) -> str:
+        """The model's folder's name."""
+        return self.folder.resolve().parent.name
 
     @property
     def artifact(self) -> Path:

@@ -12,7 +12,7 @@ from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, find
 from handheld.benchmarks.faults import planter
 from handheld.benchmarks.faults.base import NotApplicableError
-from handheld.benchmarks.fidelity.bisect import cached_program, on_case
+from handheld.benchmarks.fidelity.bisect import cached_program, graphs_of, on_case
 from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.departures import Departure
 from handheld.benchmarks.fidelity.explain import misses
@@ -20,10 +20,8 @@ from handheld.benchmarks.fidelity.surgery import open_file
 from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.errors import HandheldError
-from handheld.export import formats, rewrites
-from handheld.export.child import PROGRAM
+from handheld.export import formats
 from handheld.export.golden import GoldenData
-from handheld.export.program import Program
 from handheld.record import Record
 
 CLEAN = "none"
@@ -82,7 +80,7 @@ def outcomes_of(found: ArtifactFolder, faults: Sequence[str]) -> Iterator[Outcom
     for module in formats.get(manifest.format).blocked_imports:
         sys.modules[module] = None  # type: ignore[assignment]
     golden = GoldenData(found.folder.parent)
-    program, _ = rewrites.apply(Program.load(cached_program(manifest.program_sha256) / PROGRAM), manifest.format)
+    graphs = graphs_of(cached_program(manifest.program_sha256), manifest.format)
     for fault in faults:
         with tempfile.TemporaryDirectory(prefix="handheld-faults-") as place:
             altered = Path(place) / manifest.artifact
@@ -94,7 +92,7 @@ def outcomes_of(found: ArtifactFolder, faults: Sequence[str]) -> Iterator[Outcom
                 continue
             caught = _caught(found, altered, golden)
             opened = open_file(altered, manifest.format, manifest.signature)
-            departures = on_case(0, opened, manifest, golden, program, pieces=None).departures
+            departures = on_case(0, opened, manifest, golden, graphs, pieces=None).departures
             yield base.model_copy(
                 update={
                     "operation": operation,

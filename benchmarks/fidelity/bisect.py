@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -15,7 +16,7 @@ from handheld.benchmarks.cells import PIECES, ArtifactFolder
 from handheld.benchmarks.fidelity import surgery
 from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines, refused
 from handheld.benchmarks.fidelity.pieces import smallest, write
-from handheld.benchmarks.fidelity.references import Seen, follow
+from handheld.benchmarks.fidelity.references import Seen, follow, forms
 from handheld.benchmarks.fidelity.surgery import MODULES
 from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
@@ -28,6 +29,9 @@ from handheld.export.process import Children, die_with_parent
 from handheld.export.program import Program
 from handheld.record import Record
 from handheld.runtimes.job import Finding
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 FORMATS = tuple(MODULES)
 """The formats whose files can be taken apart."""
@@ -116,15 +120,19 @@ def _bisected(request: _Request) -> Bisected:
     for module in formats.get(manifest.format).blocked_imports:
         sys.modules[module] = None  # type: ignore[assignment]
     opened = surgery.open_file(request.cell / manifest.artifact, manifest.format, manifest.signature)
-    program = None
-    if request.program:
-        program, _ = rewrites.apply(Program.load(request.program / PROGRAM), manifest.format)
+    graphs = graphs_of(request.program, manifest.format) if request.program else []
     result = Bisected(case=request.cases[0])
     for case in request.cases:
-        result = on_case(case, opened, manifest, golden, program, pieces=golden.path.parent / PIECES)
-        if result.departures or not program:
+        result = on_case(case, opened, manifest, golden, graphs, pieces=golden.path.parent / PIECES)
+        if result.departures or not graphs:
             break
     return result
+
+
+def graphs_of(cached: Path, format_name: str) -> "list[ExportedProgram]":
+    """The forms of a cached program's graph that files of a format are compared with."""
+    program, _ = rewrites.apply(Program.load(cached / PROGRAM), format_name)
+    return forms(program.exported)
 
 
 def on_case(
@@ -132,11 +140,11 @@ def on_case(
     opened: OpenFile,
     manifest: Manifest,
     golden: GoldenData,
-    program: Program | None,
+    graphs: "Sequence[ExportedProgram]",
     *,
     pieces: Path | None,
 ) -> Bisected:
-    """An opened file on one golden input; without a program, only what is not finite is looked for.
+    """An opened file on one golden input; without graphs, only what is not finite is looked for.
 
     Pieces are written below `pieces`, if it is given.
     """
@@ -150,20 +158,20 @@ def on_case(
         return Bisected(case=case, departures=(refused(opened, given, error),))
     seen = Seen(given | computed, half=half, exact=half and not opened.merges_constants)
     found = tuple(findings(opened, seen.arrays))
-    if program is None:
+    if not graphs:
         return Bisected(case=case, findings=found)
     import torch
 
-    graphs = follow(program.exported, [torch.from_numpy(array) for array in arrays], seen)
+    expected = [follow(graph, [torch.from_numpy(array) for array in arrays], seen) for graph in graphs]
     departing = []
-    for number, (departure, expected) in enumerate(departures(opened, seen.arrays, graphs)):
-        piece = smallest(opened, seen, departure, expected) if pieces else None
+    for number, (departure, instead) in enumerate(departures(opened, seen.arrays, expected)):
+        piece = smallest(opened, seen, departure, instead) if pieces else None
         if piece and pieces:
             folder = pieces / f"{manifest.format}-{manifest.recipe.name}-{number}"
             write(folder, piece, opened, seen.arrays, departure, manifest, golden.record)
             departure = departure.model_copy(update={"piece": folder})
         departing.append(departure)
-    return Bisected(case=case, departures=tuple(departing), findings=found, lines=lines(opened, graphs))
+    return Bisected(case=case, departures=tuple(departing), findings=found, lines=lines(opened, expected))
 
 
 def main(folder: Path) -> None:

@@ -131,7 +131,7 @@ class _Cell:
         """Run and compare it; whatever goes wrong costs this cell alone."""
         found = self.found
         cell = CheckCell(
-            model=found.folder.parent.name,
+            model=found.model,
             format=found.format,
             recipe=found.recipe,
             target=self.target.name,

@@ -96,14 +96,24 @@ class Seen:
         return found
 
 
-def follow(exported: "ExportedProgram", inputs: "Sequence[torch.Tensor]", seen: Seen) -> list[list[Expected]]:
-    """The outputs of the model's graph, of it in core ATen, and of it with norms and softmax spelt out; each with all
-    that it is computed from.
+def forms(exported: "ExportedProgram") -> "list[ExportedProgram]":
+    """A graph as it is, in core ATen, and with normalisations, softmax and activations spelt out."""
+    import torch
+
+    aten = torch.ops.aten
+    spelt_out = (aten.native_layer_norm, aten.native_group_norm, aten._softmax, aten._log_softmax, aten.gelu, aten.silu)
+    table = torch._decomp.get_decompositions([packet.default for packet in spelt_out])
+    core = exported.run_decompositions()
+    return [exported, core, core.run_decompositions(dict(table))]
+
+
+def follow(graph: "ExportedProgram", inputs: "Sequence[torch.Tensor]", seen: Seen) -> list[Expected]:
+    """The outputs of a graph of the model, each with all that it is computed from.
 
     Every value is computed from the file's own values where they agree, so that errors do not add up; weights are
     rounded where the file stores them in half.
     """
-    return [_Follower(graph, seen).outputs(inputs) for graph in _decomposed(exported)]
+    return _Follower(graph, seen).outputs(inputs)
 
 
 class _Follower:
@@ -239,18 +249,6 @@ def _digest(array: Array) -> Array:
         return np.zeros(3)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.array([np.abs(values).max(), values.mean(), np.sqrt(np.square(values).mean())])
-
-
-def _decomposed(exported: "ExportedProgram") -> "Iterator[ExportedProgram]":
-    """The graph as it is, in core ATen, and with normalisations, softmax and activations spelt out."""
-    import torch
-
-    aten = torch.ops.aten
-    spelt_out = (aten.native_layer_norm, aten.native_group_norm, aten._softmax, aten._log_softmax, aten.gelu, aten.silu)
-    yield exported
-    core = exported.run_decompositions()
-    yield core
-    yield core.run_decompositions(dict(torch._decomp.get_decompositions([packet.default for packet in spelt_out])))
 
 
 def _tensors_before(node: Any) -> list[Any]:

@@ -90,7 +90,7 @@ def bench(
 
 def _bench(found: ArtifactFolder, target: Target, profile: str, threads: int, timeout: float) -> BenchCell:
     cell = BenchCell(
-        model=found.folder.parent.name,
+        model=found.model,
         format=found.format,
         recipe=found.recipe,
         target=target.name,

@@ -18,7 +18,7 @@ from test_road import document, handheld
 
 from handheld.benchmarks.cells import ArtifactFolder, find
 from handheld.benchmarks.fidelity.departures import Departure, departures
-from handheld.benchmarks.fidelity.references import LIMITS, Seen, follow
+from handheld.benchmarks.fidelity.references import LIMITS, Seen, follow, forms
 from handheld.benchmarks.fidelity.surgery import open_file
 from handheld.errors import HandheldError
 from handheld.export import rewrites
@@ -206,8 +206,8 @@ class Exported:
         given = {name: tensor.numpy() for name, tensor in zip(opened.inputs, self.inputs, strict=True)}
         names = [name for operation in opened.operations for name in operation.outputs]
         seen = Seen(given | opened.compute(given, names), half=self.found.recipe == "fp16", exact=True)
-        graphs = follow(self.program.exported, self.inputs, seen)
-        return [departure for departure, _ in departures(opened, seen.arrays, graphs)]
+        expected = [follow(graph, self.inputs, seen) for graph in forms(self.program.exported)]
+        return [departure for departure, _ in departures(opened, seen.arrays, expected)]
 
 
 @pytest.fixture(scope="module")
