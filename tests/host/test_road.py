@@ -12,6 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from handheld.benchmarks.cells import find
+from handheld.benchmarks.fidelity.runs import Part, execute
+from handheld.export.golden import GoldenData
+from handheld.export.metrics import worst
+from handheld.runtimes.jobfolder import read_case
+from handheld.runtimes.targets import HostTarget
+
 TINY = str(Path(__file__).resolve().parent / "tiny_net.py")
 FORMATS = ("coreml", "coreai", "litert", "executorch", "onnx")
 
@@ -306,3 +313,25 @@ def test_a_dry_run_converts_nothing_and_estimates(road: tuple[Path, Path, Any], 
     assert cells["executorch"]["status"] == "unavailable" and cells["executorch"]["reason"]
     assert all(c["estimated_memory_bytes"] > 1e8 for c in cells.values())
     assert not list(tmp_path.iterdir())
+
+
+def test_each_file_is_right_when_it_is_executed_plainly(road: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """ONNX Runtime without optimisations, LiteRT's reference kernels, Core ML in float32; others have no such form."""
+    folder, _, _ = road
+    golden = GoldenData(folder)
+    for found in find(folder):
+        job: Any = {"cases": [2], "threads": 1, "timeout": 120}
+        plainly = execute(tmp_path / found.folder.name, found, golden, HostTarget(), plain=True, **job)
+        if found.format in ("onnx", "litert", "coreml"):
+            assert plainly.result.error is None
+            as_ever = execute(tmp_path / f"{found.folder.name} as ever", found, golden, HostTarget(), **job)
+            values = [worst_db(golden, part) for part in (plainly, as_ever)]
+            assert values[0] > 65 and values[0] >= values[1] - 6  # weights are stored in half in Core ML's
+        else:
+            assert plainly.result.error and "has no plain form" in plainly.result.error.message
+
+
+def worst_db(golden: GoldenData, part: Part) -> float:
+    """The lowest PSNR of the one case that ran."""
+    given, expected = read_case(part.folder, part.result, 0), golden.outputs(2)
+    return worst((expected[name], given[name]) for name in expected)[0]
