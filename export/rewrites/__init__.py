@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
-from handheld.export.rewrites.antialias_by_matrix import AntialiasByMatrix
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.crop_slices import CropSlices
@@ -27,6 +26,7 @@ from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.plain_views import PlainViews
 from handheld.export.rewrites.remove_noops import RemoveNoops
+from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.softmax_3d import Softmax3d
@@ -46,15 +46,16 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
     *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
-    *(AmaxKeepdim, NearestByIndex),
+    *(AmaxKeepdim, NearestByIndex, ResizeByMatrix),
 )
 _LITERT: tuple[type[Rewrite], ...] = (
     *COMMON,
-    *(TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose, FloorPools, AntialiasByMatrix),
+    *(TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose, FloorPools, ResizeByMatrix),
 )
 _COREML: tuple[type[Rewrite], ...] = (
     *COMMON,
-    *(FlattenGroupNorm, CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu, PlainSoftplus, AntialiasByMatrix),
+    *(FlattenGroupNorm, CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu, PlainSoftplus),
+    *(NearestByIndex, FloorPools, ResizeByMatrix),
 )
 
 # Measured against the converter's defaults with timm's EfficientFormerV2-S0 (weights away from their initial values),
@@ -65,7 +66,7 @@ TABLE: dict[str, tuple[type[Rewrite], ...]] = {
     # Conversion 14.3 -> 3.4 s, file 7.71 -> 7.35 MB. Attention stays whole: iOS 18's Core ML has an operator for it.
     "coreml": _COREML,
     # Conversion 3.3 -> 1.5 s, file 14.89 -> 14.17 MB. Its interpreter on Linux says nothing of speed.
-    "coreai": (*COMMON, NearestByIndex, FloorPools, AntialiasByMatrix),
+    "coreai": (*COMMON, NearestByIndex, FloorPools, ResizeByMatrix),
     # Conversion 21 -> 12 s, latency 0.97-0.99, file 15.12 -> 14.30 MB.
     "litert": _LITERT,
     # XNNPACK partitions 12 -> 1 with nothing outside, lowering 34 -> 16 s, latency 0.65, file 14.42 -> 14.17 MB, and

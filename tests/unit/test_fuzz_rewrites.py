@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
-from handheld.export.rewrites.antialias_by_matrix import AntialiasByMatrix
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
@@ -17,6 +16,7 @@ from handheld.export.rewrites.floor_pools import FloorPools
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.plain_softplus import PlainSoftplus
+from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.typed_reductions import TypedReductions
@@ -205,18 +205,16 @@ class TestAttention4d:
         assert not rewrite(module, [IMAGE], Attention4d).changed
 
 
-class TestAntialiasByMatrix:
+class TestResizeByMatrix:
     @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("to", [{"size": (3, 5)}, {"size": (16, 4)}, {"scale_factor": 0.6}])
     @pytest.mark.parametrize("align_corners", [False, True])
     def test_equal(self, mode: str, to: Any, align_corners: bool) -> None:
         module = Fn(lambda _, x: F.interpolate(x, mode=mode, antialias=True, align_corners=align_corners, **to))
-        assert rewrite(module, [(2, 3, 8, 9)], AntialiasByMatrix).operators == {"matmul.default": 2}
+        assert rewrite(module, [(2, 3, 8, 9)], ResizeByMatrix).operators == {"matmul.default": 2}
 
     def test_without_antialiasing_stays(self) -> None:
-        assert not rewrite(
-            Fn(lambda _, x: F.interpolate(x, (3, 3), mode="bilinear")), [IMAGE], AntialiasByMatrix
-        ).changed
+        assert not rewrite(Fn(lambda _, x: F.interpolate(x, (3, 3), mode="bilinear")), [IMAGE], ResizeByMatrix).changed
 
 
 class TestPlainSoftplus:
@@ -234,7 +232,16 @@ class TestFloorPools:
     def test_equal(self, pool: Any, form: Any) -> None:
         assert rewrite(Fn(lambda _, x: pool(x, ceil_mode=True, **form)), [IMAGE], FloorPools).changed == 1
 
+    @pytest.mark.parametrize("kernel", [2, 3, (3, 2)])
+    @pytest.mark.parametrize("stride", [2, 3])
+    @pytest.mark.parametrize("padding", [0, 1])
+    @pytest.mark.parametrize("form", [{"count_include_pad": False}, {}, {"divisor_override": 5}])
+    def test_means_of_larger_outputs(self, kernel: Any, stride: int, padding: int, form: Any) -> None:
+        module = Fn(lambda _, x: F.avg_pool2d(x, kernel, stride, padding, ceil_mode=True, **form))
+        for shape in ((1, 2, 6, 7), (2, 3, 8, 9)):
+            assert rewrite(module, [shape], FloorPools).changed == 1
+
     @pytest.mark.parametrize("form", [{"kernel_size": 3}, {"kernel_size": 3, "stride": 2}])
-    def test_where_a_window_is_gained_it_stays(self, form: Any) -> None:
+    def test_maxima_of_larger_outputs_stay(self, form: Any) -> None:
         assert not rewrite(Fn(lambda _, x: F.max_pool2d(x, ceil_mode=True, **form)), [IMAGE], FloorPools).changed
         assert not rewrite(Fn(lambda _, x: F.max_pool2d(x, **form)), [IMAGE], FloorPools).changed
