@@ -72,7 +72,7 @@ class Null(Runtime):
     extra = ""
     modules = ()
     distributions = ()
-    plain = "the null runtime, plainly"
+    plain = "the null runtime without its faults"
 
     def _load(self, path: Path, signature: Signature, _threads: int, _unit: ComputeUnit) -> Session:
         behaviour = files.read_record(path, Behaviour)

@@ -101,9 +101,9 @@ def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> 
     elif wrong == "decomposed":
         says = "what was handed to the converter is wrong already: please report it to handheld"
     elif wrong == "converted" and cell.altered:
-        says = f"the file is wrong ({runtime.plain} agrees with {cell.runtime}): it was altered after its export"
+        says = f"the file is wrong ({runtime.plain} gets it wrong too): it was altered after its export"
     elif wrong == "converted":
-        says = f"the file is wrong ({runtime.plain} agrees with {cell.runtime}): the conversion made it so"
+        says = f"the file is wrong ({runtime.plain} gets it wrong too): the conversion made it so"
     elif "converted" in names:
         says = f"the file is right and {cell.runtime} runs it wrongly: {runtime.plain} gives the right result"
     elif cell.altered:
