@@ -33,7 +33,9 @@ def network(seed: str, only: Sequence[str] = ()) -> Network:
                 grown.add()
         if ends := grown.ends():
             outputs = tuple(random.sample(ends, min(len(ends), 3)))
-            return Network(inputs=tuple(grown.inputs), layers=tuple(grown.layers), outputs=outputs).pruned()
+            made = Network(inputs=tuple(grown.inputs), layers=tuple(grown.layers), outputs=outputs).pruned()
+            if made.inputs:
+                return made
 
 
 def _inputs(random: Random) -> list[Value]:

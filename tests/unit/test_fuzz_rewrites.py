@@ -191,7 +191,7 @@ class TestAttention4d:
         "shapes", [[TOKENS] * 3, [(5, 6)] * 3, [(2, 5, 6), (2, 4, 6), (2, 4, 3)], [*[TOKENS] * 3, (5, 5)]]
     )
     def test_equal(self, shapes: Any) -> None:
-        module = Fn(lambda _, *x: F.scaled_dot_product_attention(*x, scale=0.3))
+        module = Fn(lambda _, q, k, v, m=None: F.scaled_dot_product_attention(q, k, v, m, scale=0.3))
         assert rewrite(module, shapes, Attention4d).changed == 1
 
     def test_masks_and_causality(self) -> None:

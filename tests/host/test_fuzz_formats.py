@@ -57,7 +57,7 @@ def fuzzing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzing]:
 
 def test_no_false_alarm(fuzzing: Fuzzing) -> None:
     """A dozen random networks on every format: right, or clearly refused."""
-    seen = []
+    seen: list[tuple[int, str, Outcome]] = []
     index = 0
     while len(seen) < CLEAN * len(FORMATS_HERE):
         folder = fuzzing.make(fuzzing.draw(index))
