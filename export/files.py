@@ -60,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
     with disk_errors(path):
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def write_text(path: Path, text: str) -> None:
 def read_record(path: Path, kind: type[Record]) -> Record:
     """Read what `write_record` wrote. Raises `HandheldError` if it is missing, corrupt, or of another version."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise HandheldError(f"no file at {path}.") from None
     except (OSError, UnicodeDecodeError) as error:

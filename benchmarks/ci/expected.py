@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[Expected, ...]:
     """The entries of a file. Raises `HandheldError` if it is missing or not such a file."""
     example = '[[expected]] with cell = "model/format-*", reason = "…" and expires = 2027-03-31'
     try:
-        return ExpectedFailures.model_validate(tomllib.loads(path.read_text())).expected
+        return ExpectedFailures.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).expected
     except FileNotFoundError:
         raise HandheldError(f"no file at {path}.", hint=f"Write there: {example}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
