@@ -12,7 +12,7 @@ from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, find
 from handheld.benchmarks.faults import planter
 from handheld.benchmarks.faults.base import NotApplicableError
-from handheld.benchmarks.fidelity.bisect import cached_program, graphs_of, on_case
+from handheld.benchmarks.fidelity.bisect import cached_program, graphs_of, on_case, telling
 from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.departures import Departure
 from handheld.benchmarks.fidelity.explain import misses
@@ -90,9 +90,11 @@ def outcomes_of(found: ArtifactFolder, faults: Sequence[str]) -> Iterator[Outcom
             except NotApplicableError as why:
                 yield base.model_copy(update={"applicable": False, "reason": str(why)})
                 continue
-            caught = _caught(found, altered, golden)
+            caught, worst = _caught(found, altered, golden)
             opened = open_file(altered, manifest.format, manifest.signature)
-            departures = on_case(0, opened, manifest, golden, graphs, pieces=None).departures
+            departures: tuple[Departure, ...] = ()
+            for case in telling(golden.record, worst):
+                departures = departures or on_case(case, opened, manifest, golden, graphs, pieces=None).departures
             yield base.model_copy(
                 update={
                     "operation": operation,
@@ -115,20 +117,20 @@ def _planted(found: ArtifactFolder, fault: str, altered: Path) -> str:
     return operation
 
 
-def _caught(found: ArtifactFolder, altered: Path, golden: GoldenData) -> str | None:
-    """What `check` says of the file."""
+def _caught(found: ArtifactFolder, altered: Path, golden: GoldenData) -> tuple[str | None, int]:
+    """What `check` says of the file, and the worst case."""
     manifest = found.manifest
     assert manifest
     try:
         session = runtimes.for_format(manifest.format).load(altered, manifest.signature)
         outputs = [session.run(golden.inputs(index)) for index in range(len(golden.record.cases))]
     except HandheldError as error:
-        return f"refused: {error.message}"
+        return f"refused: {error.message}", 0
     parity = compare(
         ((str(index), golden.outputs(index), output) for index, output in enumerate(outputs)), classifier=False
     )
     missed = misses(parity, tolerance(manifest.recipe.weights))
-    return f"{parity.psnr_db:.0f} dB" if missed else None
+    return f"{parity.psnr_db:.0f} dB" if missed else None, parity.worst_case
 
 
 def _located(

@@ -24,7 +24,7 @@ from handheld.export import files, formats, rewrites
 from handheld.export.cache import Cache
 from handheld.export.child import PROGRAM, PROGRAM_RECORD
 from handheld.export.golden import GoldenData
-from handheld.export.manifest import MANIFEST, Manifest, ProgramRecord
+from handheld.export.manifest import MANIFEST, Golden, Manifest, ProgramRecord
 from handheld.export.process import Children, die_with_parent
 from handheld.export.program import Program
 from handheld.record import Record
@@ -69,12 +69,15 @@ def bisect(found: ArtifactFolder, worst: int, timeout: float) -> Bisected:
     if the format's files cannot be taken apart, or the model's program is not in the cache any more.
     """
     assert found.manifest
-    kinds = [case.kind for case in GoldenData(found.folder.parent).record.cases]
-    # Zeros come last: on the way, they make many values equal that are not the same.
-    cases = sorted(range(len(kinds)), key=lambda case: (kinds[case] == "zeros", case != worst, case))
-    return _ask(
-        found, cases[:1] + [worst] * (worst != cases[0]), timeout, cached_program(found.manifest.program_sha256)
-    )
+    cases = telling(GoldenData(found.folder.parent).record, worst)
+    return _ask(found, cases, timeout, cached_program(found.manifest.program_sha256))
+
+
+def telling(golden: Golden, worst: int) -> list[int]:
+    """The golden cases to look at when `worst` came out worst: zeros last, for they make values equal by chance."""
+    zeros = golden.cases[worst].kind == "zeros"
+    other = next((index for index, case in enumerate(golden.cases) if case.kind != "zeros"), worst)
+    return list(dict.fromkeys([other, worst] if zeros else [worst]))
 
 
 def not_finite(found: ArtifactFolder, case: int, timeout: float) -> tuple[Finding, ...]:

@@ -179,7 +179,7 @@ SCRIPTS: Mapping[str, str] = {
     + "method = Runtime.get().load_program(here / ARTIFACT).load_method('forward')\n"
     "got = method.execute([torch.from_numpy(array) for array in inputs.values()])[0].numpy()\n" + _TAIL,
     "coreai": _HEAD.replace("from pathlib", "import asyncio\nfrom pathlib")
-    + "from coreai.runtime import AIModelAsset, NDArray\n"
+    + "from coreai.authoring import AIModelAsset\nfrom coreai.runtime import NDArray\n"
     + _DATA
     + """
 

@@ -57,25 +57,24 @@ class Seen:
 
     def __init__(self, arrays: Mapping[str, Array], *, half: bool = False, exact: bool = False) -> None:
         self.arrays, self.half, self.exact = arrays, half, exact
+        self._computed_in_half = any(array.dtype == np.float16 for array in arrays.values())
         self._names: dict[int, list[str]] = {}
         for name, array in arrays.items():
             self._names.setdefault(array.size, []).append(name)
         self._digests = {
             size: np.array([_digest(arrays[name]) for name in names]) for size, names in self._names.items()
         }
-        self._limits = {
-            size: np.array([self.limit(arrays[name]) for name in names]) for size, names in self._names.items()
-        }
 
-    def limit(self, array: Array) -> float:
+    @property
+    def limit(self) -> float:
         """The error that is allowed to a value."""
-        if array.dtype == np.float16:
+        if self._computed_in_half:
             return LIMITS["computed in half"]
         return LIMITS["stored in half" if self.half and not self.exact else "float32"]
 
     def agrees(self, expected: "Expected", array: Array) -> bool:
         """Whether a value of the file is what the model computes."""
-        return error_of(expected.array, array) <= self.limit(array)
+        return error_of(expected.array, array) <= self.limit
 
     def equal_to(self, expected: Array) -> list[tuple[str, Array]]:
         """The names of the values that are `expected` in some order of axes, each in `expected`'s order."""
@@ -85,12 +84,12 @@ class Seen:
         wanted = _digest(expected)
         digests = self._digests[expected.size]
         with np.errstate(invalid="ignore"):
-            near = np.abs(digests - wanted) <= 2 * self._limits[expected.size][:, None] * wanted[0] + 1e-30
+            near = np.abs(digests - wanted) <= 2 * self.limit * wanted[0] + 1e-30
         near |= np.isnan(digests) & np.isnan(wanted)
         found = []
         for index in np.flatnonzero(near.all(axis=1)):
             array = self.arrays[names[index]]
-            aligned = _aligned(expected, array, self.limit(array))
+            aligned = _aligned(expected, array, self.limit)
             if aligned is not None:
                 found.append((names[index], aligned))
         return found
