@@ -3,6 +3,7 @@
 Needs neither torch nor the model's source. Each artifact runs in a child process of its own, two at a time.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ from handheld.export.manifest import Manifest
 from handheld.export.memory import Gate, available_bytes
 from handheld.export.process import end_all
 from handheld.runtimes import targets
-from handheld.runtimes.job import Result
+from handheld.runtimes.job import Finding, Result
 from handheld.runtimes.targets import Target
 
 __all__ = ["CHECK", "CheckCell", "CheckReport", "check"]
@@ -190,6 +191,8 @@ class _Cell:
         )
         if not missed:
             return ran
+        if parity.psnr_db == -math.inf and not findings:
+            ran = ran.with_cell(findings=_not_finite(found, parity.worst_case, self.timeout))
         return replace(
             ran, cell=explain.explained(ran, golden, self.target, threads=self.threads, timeout=self.timeout)
         )
@@ -228,6 +231,14 @@ def _facts(
         "outside_delegate": seen and sum(seen.outside_delegate.values()),
         "instructions_per_inference": result.instructions_per_inference,
     }
+
+
+def _not_finite(found: ArtifactFolder, case: int, timeout: float) -> tuple[Finding, ...]:
+    """The operations that first give what is not finite; none if nobody can tell."""
+    try:
+        return bisecting.not_finite(found, case, timeout)
+    except HandheldError:
+        return ()
 
 
 def _bisected(cell: CheckCell, found: ArtifactFolder, timeout: float) -> CheckCell:
