@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
-from handheld.benchmarks.fidelity.surgery.pte_file import INVALID_ID, PteFile, Table, is_constant, ports
-from handheld.benchmarks.fidelity.surgery.pte_piece import Piece
+from handheld.benchmarks.fidelity.surgery.pte_file import INVALID_ID, PteFile, Table, is_constant
+from handheld.benchmarks.fidelity.surgery.pte_piece import Piece, ports
 from handheld.errors import HandheldError
 from handheld.export.formats import pte
 from handheld.export.formats.base import Signature

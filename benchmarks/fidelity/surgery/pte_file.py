@@ -109,7 +109,7 @@ class PteFile:
         table["execution_plan"] = [{**self.plan, "delegates": delegates}]
         table["backend_delegate_data"] = []
         table["constant_segment"] = {"segment_index": 0, "offsets": offsets}
-        starts, data = _joined(segments, SEGMENT_ALIGNMENT)
+        starts, size = _offsets(segments, SEGMENT_ALIGNMENT)
         table["segments"] = [
             {"offset": start, "size": len(segment)} for start, segment in zip(starts, segments, strict=True)
         ]
@@ -117,23 +117,17 @@ class PteFile:
             {"key": key, "segment_index": 1 + len(payloads) + index} for index, key in enumerate(named)
         ]
         (flatbuffer,) = flatbuffers(PROGRAM_SCHEMA, [table])
-        path.write_bytes(_with_header(flatbuffer, data))
+        head = _with_header(flatbuffer, size)
+        with path.open("wb") as file:
+            file.write(head)
+            for start, segment in zip(starts, segments, strict=True):
+                file.write(bytes(len(head) + start - file.tell()))
+                file.write(segment)
 
 
 def is_constant(tensor: Table) -> bool:
     """Whether the file holds the value of a `Tensor`."""
     return bool(tensor.get("data_buffer_idx")) and tensor["allocation_info"] is None
-
-
-def ports(node: Table) -> tuple[list[int], list[int]]:
-    """The ids of the values that an XNNPACK node reads, constants among them, and of those that it makes."""
-    kind, fields = node["xnode_union"]
-    ids = {name: number for name, number in fields.items() if name.endswith("_id") and number != INVALID_ID}
-    if kind.startswith("XNNConcatenate"):
-        operands = int(kind.removeprefix("XNNConcatenate"))
-        ids = {name: ids[name] for name in (*(f"input{i + 1}_id" for i in range(operands)), "output_id")}
-    made = [number for name, number in ids.items() if name.startswith("output")]
-    return [number for name, number in ids.items() if not name.startswith("output")], made
 
 
 def flatbuffers(schema: str, tables: Sequence[Table]) -> list[bytes]:
@@ -206,23 +200,31 @@ def _payloads(graphs: Sequence[Graph]) -> list[bytes]:
     return payloads
 
 
-def _with_header(flatbuffer: bytes, segments: bytes) -> bytes:
-    """A program with the extended header behind its magic, and its segments (executorch's extended_header.h)."""
+def _with_header(flatbuffer: bytes, segments: int) -> bytes:
+    """A program with the extended header behind its magic, up to its segments (executorch's extended_header.h)."""
     (root,) = struct.unpack_from("<I", flatbuffer)
     size = len(flatbuffer) + _HEADER_BYTES
     base = size + -size % SEGMENT_ALIGNMENT
-    head = struct.pack("<I4s4sIQQQ", root + _HEADER_BYTES, flatbuffer[4:8], b"eh00", 32, size, base, len(segments))
-    return _padded(head + flatbuffer[8:], SEGMENT_ALIGNMENT) + segments
+    head = struct.pack("<I4s4sIQQQ", root + _HEADER_BYTES, flatbuffer[4:8], b"eh00", 32, size, base, segments)
+    return _padded(head + flatbuffer[8:], SEGMENT_ALIGNMENT)
 
 
-def _joined(parts: Sequence[Buffer], alignment: int = ALIGNMENT) -> tuple[list[int], bytes]:
-    """The parts one after the other, each at a multiple of `alignment`, and where each begins."""
-    offsets, data = [], bytearray()
+def _offsets(parts: Sequence[Buffer], alignment: int) -> tuple[list[int], int]:
+    """Where each of the parts begins, one after the other at multiples of `alignment`; and where the last ends."""
+    starts, end = [], 0
     for part in parts:
-        data.extend(bytes(-len(data) % alignment))
-        offsets.append(len(data))
-        data.extend(part)
-    return offsets, bytes(data)
+        starts.append(end + -end % alignment)
+        end = starts[-1] + len(part)
+    return starts, end
+
+
+def _joined(parts: Sequence[Buffer]) -> tuple[list[int], bytes]:
+    """Constants, one after the other, and where each begins."""
+    starts, size = _offsets(parts, ALIGNMENT)
+    data = bytearray(size)
+    for start, part in zip(starts, parts, strict=True):
+        data[start : start + len(part)] = part
+    return starts, bytes(data)
 
 
 def _padded(data: bytes, alignment: int) -> bytes:

@@ -16,7 +16,6 @@ from handheld.benchmarks.fidelity.surgery.pte_file import (
     PteFile,
     Table,
     is_constant,
-    ports,
 )
 from handheld.export.formats import pte
 from handheld.export.formats.flatbuffer import Buffer
@@ -138,6 +137,17 @@ class Piece:
             for key in (*inputs, *outputs)
         ]
         return {"instr_args": ("DelegateCall", {"delegate_index": len(self._graphs) - 1, "args": arguments})}
+
+
+def ports(node: Table) -> tuple[list[int], list[int]]:
+    """The ids of the values that an XNNPACK node reads, constants among them, and of those that it makes."""
+    kind, fields = node["xnode_union"]
+    ids = {name: number for name, number in fields.items() if name.endswith("_id") and number != INVALID_ID}
+    if kind.startswith("XNNConcatenate"):
+        operands = int(kind.removeprefix("XNNConcatenate"))
+        ids = {name: ids[name] for name in (*(f"input{i + 1}_id" for i in range(operands)), "output_id")}
+    made = [number for name, number in ids.items() if name.startswith("output")]
+    return [number for name, number in ids.items() if not name.startswith("output")], made
 
 
 def subgraph(
