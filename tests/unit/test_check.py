@@ -62,7 +62,7 @@ def test_one_wrong_cell_is_found_explained_and_odd(tmp_path: Path, monkeypatch: 
         "net/null-c on host failed",
         "is below 80 dB, by ",
         "is above 0.001, ",
-        "the file is wrong (the null runtime without its faults gets it wrong too): the conversion made it so. eager → exported",
+        "the file is wrong (the null runtime without its faults gets it wrong too): the conversion made it so. eager →",
         f"handheld run {folder / 'null-c'} --input {folder / 'null-c' / 'worst.npz'}",
     ):
         assert words in said
