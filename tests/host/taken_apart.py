@@ -11,7 +11,7 @@ import pytest
 
 from handheld import runtimes
 from handheld.benchmarks import faults
-from handheld.benchmarks.faults.base import FAULTS, NotApplicableError
+from handheld.benchmarks.faults.base import NotApplicableError
 from handheld.benchmarks.fidelity import surgery
 from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
@@ -115,7 +115,7 @@ class TakenApart:
         with pytest.raises(HandheldError, match=f"{last.inputs[0]} do not lead to {opened.inputs[0]}"):
             opened.cut([last.inputs[0]], first.outputs, folder / f"unreachable{self.suffix}")
 
-    def planted(self, name: str, folder: Path, kinds: Sequence[str] = FAULTS) -> Iterator[tuple[str, str | None]]:
+    def planted(self, name: str, folder: Path, kinds: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         """Plant each fault in a file of its own, and see that it changes what is computed there, and nothing before.
 
         "There" is the operation that is named, what it takes and what takes its result: one operation to either side.
