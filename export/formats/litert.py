@@ -96,8 +96,8 @@ def _blamed(program: "Program", error: Exception) -> UnsupportedOperatorError | 
         return blame(LiteRT.title, program, missing)
     lines = {node: source_line(node.stack_trace) or "" for node in program.exported.graph.nodes}
     if place := _PLACE.search(text):
-        start = f"{place['file']}:{place['line']}:"
-        blamed = [node for node, line in lines.items() if line.startswith(start)]
+        frame = f'"{place["file"]}", line {place["line"]},'  # the model's own line, or torch.nn's below it
+        blamed = [node for node in lines if frame in (node.stack_trace or "")]
         reason = f"in this form: {place['reason']}"
     else:
         # Operators that may fail at run time, as the inverse of a singular matrix does, carry tokens through the graph.

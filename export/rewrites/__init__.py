@@ -22,6 +22,7 @@ from handheld.export.rewrites.merge_parallel import MergeParallel
 from handheld.export.rewrites.merge_views import MergeViews
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.out_of_place import OutOfPlace
+from handheld.export.rewrites.permute_before_expand import PermuteBeforeExpand
 from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.plain_views import PlainViews
@@ -29,6 +30,7 @@ from handheld.export.rewrites.remove_noops import RemoveNoops
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
+from handheld.export.rewrites.shared_batch_norm import SharedBatchNorm
 from handheld.export.rewrites.softmax_3d import Softmax3d
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
@@ -46,11 +48,12 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
     *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
-    *(AmaxKeepdim, NearestByIndex, ResizeByMatrix),
+    *(SharedBatchNorm, AmaxKeepdim, NearestByIndex, ResizeByMatrix),
 )
 _LITERT: tuple[type[Rewrite], ...] = (
     *COMMON,
     *(TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose, FloorPools, ResizeByMatrix),
+    PermuteBeforeExpand,
 )
 _COREML: tuple[type[Rewrite], ...] = (
     *COMMON,

@@ -14,11 +14,13 @@ from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
 from handheld.export.rewrites.floor_pools import FloorPools
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
+from handheld.export.rewrites.permute_before_expand import PermuteBeforeExpand
 from handheld.export.rewrites.plain_prelu import PlainPrelu
 from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
+from handheld.export.rewrites.shared_batch_norm import SharedBatchNorm
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
 
@@ -245,3 +247,35 @@ class TestFloorPools:
     def test_maxima_of_larger_outputs_stay(self, form: Any) -> None:
         assert not rewrite(Fn(lambda _, x: F.max_pool2d(x, ceil_mode=True, **form)), [IMAGE], FloorPools).changed
         assert not rewrite(Fn(lambda _, x: F.max_pool2d(x, **form)), [IMAGE], FloorPools).changed
+
+
+class TestPermuteBeforeExpand:
+    @pytest.mark.parametrize(
+        ("function", "places"),
+        [
+            (lambda _, x: x.expand(3, -1, -1).permute(0, 2, 1), 1),
+            (lambda _, x: x.expand(2, 3, -1, -1).transpose(1, -1), 1),
+            (lambda _, x: x.repeat(3, 1, 2).permute(2, 0, 1), 1),
+            (lambda _, x: x.repeat(2, 1, 3, 1).transpose(0, 1), 1),
+            (lambda _, x: x.expand(3, -1, -1).permute(0, 2, 1).transpose(0, 1), 2),
+        ],
+    )
+    def test_equal(self, function: Any, places: int) -> None:
+        assert rewrite(Fn(function), [(1, 5, 6)], PermuteBeforeExpand).changed == places
+
+    def test_other_permutations_stay(self) -> None:
+        assert not rewrite(
+            Fn(lambda _, x: x.permute(0, 2, 1).expand(3, -1, -1)), [(1, 5, 6)], PermuteBeforeExpand
+        ).changed
+
+
+class TestSharedBatchNorm:
+    @pytest.mark.parametrize("affine", [False, True])
+    def test_equal(self, affine: bool) -> None:
+        module = Fn(lambda m, x: m.norm(m.norm(x).relu()), norm=nn.BatchNorm2d(6, affine=affine))
+        seen = rewrite(module, [IMAGE], SharedBatchNorm)
+        assert seen.changed and seen.operators["batch_norm.default"] <= 1
+
+    def test_one_of_its_own_stays(self) -> None:
+        module = Fn(lambda m, x: m.b(m.a(x).relu()), a=nn.BatchNorm2d(6), b=nn.BatchNorm2d(6))
+        assert not rewrite(module, [IMAGE], SharedBatchNorm).changed
