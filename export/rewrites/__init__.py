@@ -6,6 +6,7 @@ from handheld.export.rewrites import graph
 from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.base import Rewrite, RewriteError
+from handheld.export.rewrites.chained_batch_norm import ChainedBatchNorm
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
 from handheld.export.rewrites.decompose_norm import DecomposeNorm
@@ -30,7 +31,6 @@ from handheld.export.rewrites.remove_noops import RemoveNoops
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
-from handheld.export.rewrites.shared_batch_norm import SharedBatchNorm
 from handheld.export.rewrites.softmax_3d import Softmax3d
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
@@ -48,7 +48,7 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
     *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
-    *(SharedBatchNorm, AmaxKeepdim, NearestByIndex, ResizeByMatrix),
+    *(ChainedBatchNorm, AmaxKeepdim, NearestByIndex, ResizeByMatrix),
 )
 _LITERT: tuple[type[Rewrite], ...] = (
     *COMMON,

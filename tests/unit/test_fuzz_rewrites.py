@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
 from handheld.export.rewrites.attention_4d import Attention4d
+from handheld.export.rewrites.chained_batch_norm import ChainedBatchNorm
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
 from handheld.export.rewrites.floor_pools import FloorPools
@@ -20,7 +21,6 @@ from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
-from handheld.export.rewrites.shared_batch_norm import SharedBatchNorm
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
 
@@ -269,13 +269,15 @@ class TestPermuteBeforeExpand:
         ).changed
 
 
-class TestSharedBatchNorm:
+class TestChainedBatchNorm:
     @pytest.mark.parametrize("affine", [False, True])
     def test_equal(self, affine: bool) -> None:
-        module = Fn(lambda m, x: m.norm(m.norm(x).relu()), norm=nn.BatchNorm2d(6, affine=affine))
-        seen = rewrite(module, [IMAGE], SharedBatchNorm)
-        assert seen.changed and seen.operators["batch_norm.default"] <= 1
+        module = Fn(
+            lambda m, x: m.b(m.a(m.a(x))), a=nn.BatchNorm2d(6, affine=affine), b=nn.BatchNorm2d(6, affine=affine)
+        )
+        seen = rewrite(module, [IMAGE], ChainedBatchNorm)
+        assert seen.changed == 2 and seen.operators["batch_norm.default"] == 1
 
-    def test_one_of_its_own_stays(self) -> None:
+    def test_apart_they_stay(self) -> None:
         module = Fn(lambda m, x: m.b(m.a(x).relu()), a=nn.BatchNorm2d(6), b=nn.BatchNorm2d(6))
-        assert not rewrite(module, [IMAGE], SharedBatchNorm).changed
+        assert not rewrite(module, [IMAGE], ChainedBatchNorm).changed
