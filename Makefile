@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two workers, each with one thread: converters and runtimes bring threads of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint types tests apple apple-full test-slow kills mutations faults damage versus bench-coreml wheel schemas clean
+.PHONY: demo test lint types tests apple apple-full test-slow kills mutations faults fuzz false-alarms damage versus bench-coreml wheel schemas clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/handheld ship efficientformerv2_s0 --out out
@@ -55,6 +55,16 @@ kills: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
+
+# Ten minutes of random networks on every format: what the converters get wrong. Ends with an error if it finds anything.
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/handheld fuzz --minutes 10 --seed $(shell date +%s) --out out/fuzz
+
+# Exports that must all pass: some 50 random networks on five formats, and the zoo. Half an hour.
+false-alarms: $(VENV)/dev.stamp
+	$(BIN)/handheld fuzz --seed 1000 --count 60 --out out/false-alarms/fuzz
+	for model in s0 s1 s2 l; do $(BIN)/handheld export efficientformerv2_$$model --out out/false-alarms/zoo || exit 1; done
+	$(BIN)/handheld check out/false-alarms/zoo --require coreml,coreai,litert,executorch,onnx
 
 # Side by side with each converter's defaults, on this machine: a quarter of an hour.
 versus: $(VENV)/dev.stamp

@@ -20,7 +20,7 @@ class FloorPools(LocalRewrite):
 
     litert-torch 0.10.0 gives some average poolings with `ceil_mode` one window too many (a width of 3 under a kernel of
     3 and a stride of 2), and a file that does not load where windows do not touch; coremltools 9.0 gives those one too
-    few; coreai-torch refuses. `handheld fuzz` found them.
+    many; coreai-torch refuses. `handheld fuzz` found them.
     """
 
     name = "floor_pools"
