@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -16,7 +15,7 @@ from handheld.benchmarks.cells import PIECES, ArtifactFolder
 from handheld.benchmarks.fidelity import surgery
 from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines, refused
 from handheld.benchmarks.fidelity.pieces import smallest, write
-from handheld.benchmarks.fidelity.references import Seen, follow, forms
+from handheld.benchmarks.fidelity.references import Expected, Forms, Seen, follow
 from handheld.benchmarks.fidelity.surgery import MODULES
 from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
@@ -29,9 +28,6 @@ from handheld.export.process import Children, die_with_parent
 from handheld.export.program import Program
 from handheld.record import Record
 from handheld.runtimes.job import Finding
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 FORMATS = tuple(MODULES)
 """The formats whose files can be taken apart."""
@@ -123,7 +119,7 @@ def _bisected(request: _Request) -> Bisected:
     for module in formats.get(manifest.format).blocked_imports:
         sys.modules[module] = None  # type: ignore[assignment]
     opened = surgery.open_file(request.cell / manifest.artifact, manifest.format, manifest.signature)
-    graphs = graphs_of(request.program, manifest.format) if request.program else []
+    graphs = graphs_of(request.program, manifest.format) if request.program else None
     result = Bisected(case=request.cases[0])
     for case in request.cases:
         result = on_case(case, opened, manifest, golden, graphs, pieces=golden.path.parent / PIECES)
@@ -132,10 +128,10 @@ def _bisected(request: _Request) -> Bisected:
     return result
 
 
-def graphs_of(cached: Path, format_name: str) -> "list[ExportedProgram]":
+def graphs_of(cached: Path, format_name: str) -> Forms:
     """The forms of a cached program's graph that files of a format are compared with."""
     program, _ = rewrites.apply(Program.load(cached / PROGRAM), format_name)
-    return forms(program.exported)
+    return Forms(program.exported)
 
 
 def on_case(
@@ -143,7 +139,7 @@ def on_case(
     opened: OpenFile,
     manifest: Manifest,
     golden: GoldenData,
-    graphs: "Sequence[ExportedProgram]",
+    graphs: Forms | None,
     *,
     pieces: Path | None,
 ) -> Bisected:
@@ -165,9 +161,16 @@ def on_case(
         return Bisected(case=case, findings=found)
     import torch
 
-    expected = [follow(graph, [torch.from_numpy(array) for array in arrays], seen) for graph in graphs]
+    tensors = [torch.from_numpy(array) for array in arrays]
+    expected: list[list[Expected]] = []
+    wrong: list[tuple[Departure, Expected | None]] = []
+    for graph in graphs:  # coarse ones may do
+        expected.append(follow(graph, tensors, seen))
+        wrong = departures(opened, seen.arrays, expected)
+        if not wrong:
+            break
     departing = []
-    for number, (departure, instead) in enumerate(departures(opened, seen.arrays, expected)):
+    for number, (departure, instead) in enumerate(wrong):
         piece = smallest(opened, seen, departure, instead) if pieces else None
         if piece and pieces:
             folder = pieces / f"{manifest.format}-{manifest.recipe.name}-{number}"

@@ -95,15 +95,32 @@ class Seen:
         return found
 
 
-def forms(exported: "ExportedProgram") -> "list[ExportedProgram]":
-    """A graph as it is, in core ATen, and with normalisations, softmax and activations spelt out."""
+class Forms:
+    """A graph as it is, in core ATen, and with norms, softmax and activations spelt out; each made when asked for."""
+
+    def __init__(self, exported: "ExportedProgram") -> None:
+        self._made = [exported]
+
+    def __iter__(self) -> "Iterator[ExportedProgram]":
+        for number, finer in enumerate((None, _core, _spelt_out)):
+            if finer and number == len(self._made):
+                self._made.append(finer(self._made[-1]))
+            yield self._made[number]
+
+
+def _core(exported: "ExportedProgram") -> "ExportedProgram":
+    core: ExportedProgram = exported.run_decompositions()
+    return core
+
+
+def _spelt_out(exported: "ExportedProgram") -> "ExportedProgram":
     import torch
 
     aten = torch.ops.aten
-    spelt_out = (aten.native_layer_norm, aten.native_group_norm, aten._softmax, aten._log_softmax, aten.gelu, aten.silu)
-    table = torch._decomp.get_decompositions([packet.default for packet in spelt_out])
-    core = exported.run_decompositions()
-    return [exported, core, core.run_decompositions(dict(table))]
+    packets = (aten.native_layer_norm, aten.native_group_norm, aten._softmax, aten._log_softmax, aten.gelu, aten.silu)
+    table = dict(torch._decomp.get_decompositions([packet.default for packet in packets]))
+    finer: ExportedProgram = exported.run_decompositions(table)
+    return finer
 
 
 def follow(graph: "ExportedProgram", inputs: "Sequence[torch.Tensor]", seen: Seen) -> list[Expected]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from handheld.benchmarks.fidelity.references import LIMITS, Seen, error_of, follow, forms, reordered
+from handheld.benchmarks.fidelity.references import LIMITS, Forms, Seen, error_of, follow, reordered
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.normal(size=(1, 4, 6, 6)).astype(np.float32)
@@ -86,7 +86,7 @@ def test_a_model_is_followed_from_the_files_own_values() -> None:
     exported = torch.export.export(model, (x,))
     for last, right in ((second, True), (far, False)):
         seen = Seen({"x": x.numpy(), "a": first.numpy(), "b": rectified.numpy(), "c": last.numpy()})
-        for graph in forms(exported):
+        for graph in Forms(exported):
             (output,) = follow(graph, [x], seen)
             assert output.matches == (["c"] if right else [])
             assert "self.second(torch.relu(self.first(x)))" in (output.line or "")
