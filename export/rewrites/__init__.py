@@ -32,6 +32,7 @@ from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.softmax_3d import Softmax3d
+from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
 
@@ -47,7 +48,7 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
-    *(PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
+    *(TanhGelu, PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
     *(ChainedBatchNorm, AmaxKeepdim, NearestByIndex, ResizeByMatrix),
 )
 _LITERT: tuple[type[Rewrite], ...] = (

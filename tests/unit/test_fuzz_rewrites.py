@@ -21,6 +21,7 @@ from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
+from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
 
@@ -281,3 +282,12 @@ class TestChainedBatchNorm:
     def test_apart_they_stay(self) -> None:
         module = Fn(lambda m, x: m.b(m.a(x).relu()), a=nn.BatchNorm2d(6), b=nn.BatchNorm2d(6))
         assert not rewrite(module, [IMAGE], ChainedBatchNorm).changed
+
+
+class TestTanhGelu:
+    def test_equal(self) -> None:
+        seen = rewrite(Fn(lambda _, x: F.gelu(x * 3, approximate="tanh")), [TOKENS], TanhGelu)
+        assert seen.changed == 1 and not seen.operators["gelu.default"]
+
+    def test_the_exact_one_stays(self) -> None:
+        assert not rewrite(Fn(lambda _, x: F.gelu(x)), [TOKENS], TanhGelu).changed
