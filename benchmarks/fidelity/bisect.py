@@ -13,7 +13,7 @@ from pydantic import Field
 
 from handheld.benchmarks.cells import PIECES, ArtifactFolder
 from handheld.benchmarks.fidelity import surgery
-from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines, refused
+from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines, merged, refused
 from handheld.benchmarks.fidelity.pieces import smallest, write
 from handheld.benchmarks.fidelity.references import Expected, Forms, Seen, follow
 from handheld.benchmarks.fidelity.surgery import MODULES
@@ -169,6 +169,8 @@ def on_case(
         wrong = departures(opened, seen.arrays, expected)
         if not wrong:
             break
+    if not wrong and (only_unseen := merged(opened, given, seen, expected)):
+        wrong = [only_unseen]
     departing = []
     for number, (departure, instead) in enumerate(wrong):
         piece = smallest(opened, seen, departure, instead) if pieces else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from handheld.benchmarks.fidelity.references import Array, Expected, error_of
+from handheld.benchmarks.fidelity.references import Array, Expected, Seen, error_of, relative_error
 from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
 from handheld.errors import HandheldError
 from handheld.record import Record
@@ -93,6 +93,46 @@ def findings(opened: OpenFile, seen: Mapping[str, Array]) -> list[Finding]:
                         )
                     )
     return found
+
+
+def merged(
+    opened: OpenFile, given: Mapping[str, Array], seen: Seen, graphs: Sequence[Sequence[Expected]]
+) -> tuple[Departure, Expected] | None:
+    """The first operation that is wrong only where the values before it are not seen: a runtime's merging of several.
+
+    None if the file gives the same outputs whether its values are seen or not.
+    """
+
+    def wrong(operation: Operation) -> Array | None:
+        """What the operation gives when nothing else is seen, if that is not what it gave when all was."""
+        for name in operation.outputs:
+            alone = opened.compute(given, [name])[name]
+            if relative_error(seen.arrays[name], alone) > seen.limit:
+                return alone
+        return None
+
+    makers = {name: operation for operation in opened.operations for name in operation.outputs}
+    last = [makers[name] for name in opened.outputs if name in makers]
+    if all(wrong(operation) is None for operation in last):
+        return None
+    before = list(opened.needed(opened.inputs, opened.outputs))
+    low, high = -1, max(before.index(operation) for operation in last)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if wrong(before[middle]) is not None else (middle, high)
+    operation = before[high]
+    alone = wrong(operation)
+    name = operation.outputs[0]
+    line = lines(opened, graphs).get(operation.name)
+    expected = Expected(name, line, seen.arrays[name], [], [name])
+    departure = Departure(
+        operation=operation.name,
+        operator=operation.operator,
+        error=float("inf") if alone is None else relative_error(seen.arrays[name], alone),
+        node=f"{name}, as it is where the values before it are seen",
+        line=line,
+    )
+    return departure, expected
 
 
 def refused(opened: OpenFile, given: Mapping[str, Array], error: HandheldError) -> Departure:

@@ -1,11 +1,17 @@
 """Which values of a file count as values of the model."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from handheld.benchmarks.fidelity.departures import merged
 from handheld.benchmarks.fidelity.references import LIMITS, Forms, Seen, error_of, follow, reordered
+from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
+from handheld.export.formats.base import Signature
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.normal(size=(1, 4, 6, 6)).astype(np.float32)
@@ -91,3 +97,36 @@ def test_a_model_is_followed_from_the_files_own_values() -> None:
             assert output.matches == (["c"] if right else [])
             assert "self.second(torch.relu(self.first(x)))" in (output.line or "")
             assert np.allclose(output.array, second.numpy(), rtol=1e-6, atol=1e-6), "computed from the file's values"
+
+
+class Merging(OpenFile):
+    """A file of doublings `v1` to `v8` of `x`, whose runtime is wrong from `v5` on where `v4` is not seen."""
+
+    format = "onnx"
+    inputs, outputs = ("x",), ("v8",)
+    operations = tuple(
+        Operation(name=f"v{n}", operator="Double", inputs=(f"v{n - 1}" if n > 1 else "x",), outputs=(f"v{n}",))
+        for n in range(1, 9)
+    )
+
+    def __init__(self, broken: bool) -> None:
+        self.broken = broken
+
+    def compute(self, given: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `OpenFile.compute`."""
+        values = {"x": given["x"], **{f"v{n}": given["x"] * np.float32(2**n) for n in range(1, 9)}}
+        if self.broken and "v4" not in names:
+            values |= {f"v{n}": values[f"v{n}"] + 1 for n in range(5, 9)}
+        return {name: values[name] for name in names}
+
+    def cut(self, inputs: Sequence[str], outputs: Sequence[str], destination: Path) -> Signature:
+        """Not asked for here."""
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_wrong_only_where_it_is_merged_is_found(broken: bool) -> None:
+    opened, given = Merging(broken), {"x": np.arange(1, 5, dtype=np.float32)}
+    seen = Seen(given | opened.compute(given, [f"v{n}" for n in range(1, 9)]))
+    found = merged(opened, given, seen, [])
+    assert (found and found[0].operation) == ("v5" if broken else None)
