@@ -37,7 +37,7 @@ def main(
             sys.stderr.write(progress_line[:150] + "\n")
     out.write_text(page(found))
     bad = [outcome for outcome in found if not outcome.good]
-    sys.stderr.write(f"{len(found)} planted or not applicable, {len(bad)} not as they should be\n")
+    sys.stderr.write(f"{len(found)} outcomes, {len(bad)} of them not as they should be\n")
     raise typer.Exit(1 if bad else 0)
 
 
@@ -68,7 +68,7 @@ runtime does not take the file) and whether the bisection names the operation th
 before or behind it), `NO`. A fault inside several operations that stand for one of the model's is located if they are
 named. `{CLEAN}` is the clean file: it must pass, and no operation may be named.
 
-**{len(planted)} faults planted: {len(caught)} caught; {len(exact)} located exactly, {len(near)} within one operation,
+**{len(planted)} faults planted: {len(caught)} caught; {len(exact)} located exactly, {len(near)} to within one operation,
 {len(planted) - len(exact) - len(near)} not.**
 
 | fault | {" | ".join(cells)} |

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from handheld.benchmarks.faults.base import Array, NotApplicableError, Planter
+from handheld.benchmarks.faults.base import BELOW_HALF, Array, NotApplicableError, Planter
 from handheld.benchmarks.fidelity.surgery.coreml import MODEL, CoreMLFile
 
 LAYERS = {"conv": "weight", "linear": "weight"}
@@ -37,7 +37,7 @@ class CoreMLPlanter(Planter):
             "resize mode": lambda: self._set("upsample_bilinear", "align_corners", True),
             "pooling count": lambda: self._set("avg_pool", "exclude_padding_from_average", True),
             "activation": self._activation,
-            "GELU form": lambda: self._set("gelu", "mode", "TANH_APPROXIMATION"),
+            "GELU form": self._gelu_form,
             "half overflow": self._half_overflow,
             "quantization scale": lambda: self._quantized(scale=1.1),
             "quantization zero point": lambda: self._quantized(zero_point=1),
@@ -97,6 +97,11 @@ class CoreMLPlanter(Planter):
         message.type = "relu"
         del message.inputs["mode"]
         return name
+
+    def _gelu_form(self) -> str:
+        if self.weight(self.layers()[0]).dtype == np.float16:
+            raise NotApplicableError(BELOW_HALF)
+        return self._set("gelu", "mode", "TANH_APPROXIMATION")
 
     def _bias_dropped(self) -> str:
         name, message = self._first("conv")
