@@ -68,8 +68,8 @@ runtime does not take the file) and whether the bisection names the operation th
 before or behind it), `NO`. A fault inside several operations that stand for one of the model's is located if they are
 named. `{CLEAN}` is the clean file: it must pass, and no operation may be named.
 
-**{len(planted)} faults planted: {len(caught)} caught; {len(exact)} located exactly, {len(near)} to within one operation,
-{len(planted) - len(exact) - len(near)} not.**
+**{len(planted)} faults planted: {len(caught)} caught; located {len(exact)} exactly, {len(near)} to within one
+operation, {len(planted) - len(exact) - len(near)} not.**
 
 | fault | {" | ".join(cells)} |
 |---|{"---|" * len(cells)}
