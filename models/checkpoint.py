@@ -31,10 +31,17 @@ def keep_name(name: str) -> str | None:
     return name
 
 
-def load(module: "nn.Module", path: Path, rename: "Callable[[str], str | None]" = keep_name) -> None:
+def load(
+    module: "nn.Module",
+    path: Path,
+    rename: "Callable[[str], str | None]" = keep_name,
+    *,
+    under: str | None = None,
+) -> None:
     """Copy the checkpoint's tensors into `module`, in place; half precision is widened to the module's float32.
 
-    `rename` gives the module's name for a name in the file, or None for a tensor to be left out. Shapes must agree up
+    `under` is the key that the authors keep the weights under, beside things that are not looked at (`read`). `rename`
+    gives the module's name for a name in the file, or None for a tensor to be left out. Shapes must agree up
     to unit axes at the end (a layer scale may be stored as C or C×1×1). Raises `HandheldError` as `read` does, and if
     tensors are missing, unexpected or of another shape or kind: all are counted, the first 20 are named.
     """
@@ -44,7 +51,7 @@ def load(module: "nn.Module", path: Path, rename: "Callable[[str], str | None]" 
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
     unfit: list[str] = []
-    for original, tensor in read(path).items():
+    for original, tensor in read(path, under=under).items():
         name = rename(original)
         if name is None or name.endswith(COUNTER):
             continue
@@ -63,10 +70,12 @@ def load(module: "nn.Module", path: Path, rename: "Callable[[str], str | None]" 
             tensor.copy_(found[name].reshape(tensor.shape))
 
 
-def read(path: Path) -> "dict[str, Tensor]":
+def read(path: Path, *, under: str | None = None) -> "dict[str, Tensor]":
     """The tensors of a `.safetensors` file, or of a PyTorch checkpoint that holds nothing but tensors and plain data.
 
-    A dictionary that keeps its weights under `model` or `state_dict` is unwrapped. Raises `HandheldError` for a file
+    A dictionary that keeps its weights under `model` or `state_dict` is unwrapped. One that has the key `under` may
+    hold anything beside it, a pickled module for example: objects of other classes become empty stand-ins, and none of
+    their code runs. Raises `HandheldError` for a file
     that is not there, cannot be read, is truncated or corrupt, is no checkpoint, or would run code when loaded.
     """
     if path.suffix not in SAFETENSORS + PICKLES:
@@ -76,8 +85,8 @@ def read(path: Path) -> "dict[str, Tensor]":
             start = file.read(4)
     except OSError as error:
         raise HandheldError(f"cannot read the checkpoint {path}: {error.strerror}.") from error
-    contents = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickle(path, start)
-    return _unwrap(path, contents)
+    contents = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickle(path, start, under)
+    return _unwrap(path, contents, under)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -90,7 +99,26 @@ def _read_safetensors(path: Path) -> Any:
         raise HandheldError(f"{path} is truncated, or no safetensors file: {error}.") from error
 
 
-def _read_pickle(path: Path, start: bytes) -> Any:
+class _StandIn:
+    """What an object of a class that is not loaded becomes: it takes everything, and keeps nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """One for every name that the pickle refers to and that a checkpoint does not need; nothing is imported."""
+    import torch
+
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:  # the unpickler raises whatever the bytes lead it to
+        raise _refusal(path, error) from error
+    return [(type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in names]
+
+
+def _read_pickle(path: Path, start: bytes, under: str | None) -> Any:
     """PyTorch's own two forms: a zip file, or (before 1.6) a bare pickle, read by its tensors-only unpickler."""
     import torch
 
@@ -99,7 +127,8 @@ def _read_pickle(path: Path, start: bytes) -> Any:
     elif not start.startswith(b"\x80"):
         raise HandheldError(f"{path} is not a checkpoint: it starts with {start!r}, neither a zip file nor a pickle.")
     # The authors' training script keeps its arguments beside the weights: a Namespace is plain data.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+    known = [argparse.Namespace, *(_stand_ins(path) if under and start == b"PK\x03\x04" else ())]
+    with torch.serialization.safe_globals(known), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of what it then refuses
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -142,11 +171,12 @@ def _refusal(path: Path, error: Exception) -> HandheldError:
     return HandheldError(f"{path} is truncated, corrupt or no checkpoint: {reason}.")
 
 
-def _unwrap(path: Path, contents: Any) -> "dict[str, Tensor]":
+def _unwrap(path: Path, contents: Any, under: str | None) -> "dict[str, Tensor]":
     from torch import Tensor
 
+    keys = (*([under] if under else []), *WRAPPERS)
     if isinstance(contents, Mapping):
-        contents = next((contents[key] for key in WRAPPERS if isinstance(contents.get(key), Mapping)), contents)
+        contents = next((contents[key] for key in keys if isinstance(contents.get(key), Mapping)), contents)
     came = f"a {type(contents).__name__}"
     if isinstance(contents, Mapping):
         strangers = [key for key, value in contents.items() if not isinstance(value, Tensor)]
@@ -155,7 +185,7 @@ def _unwrap(path: Path, contents: Any) -> "dict[str, Tensor]":
         came = f"a dictionary with {', '.join(map(repr, strangers[:SHOWN]))} in it" if strangers else "an empty one"
     raise HandheldError(
         f"{path} is not a checkpoint: expected a dictionary of tensors, alone or under "
-        f"{' or '.join(map(repr, WRAPPERS))}; came {came}."
+        f"{' or '.join(map(repr, keys))}; came {came}."
     )
 
 

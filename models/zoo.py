@@ -51,6 +51,28 @@ def _efficientformerv2(
     )
 
 
+def _build_mobiler2l(scene: str, checkpoint: Path | None) -> "nn.Module":
+    from handheld.models import mobiler2l
+
+    return mobiler2l.build(scene, checkpoint)
+
+
+def _mobiler2l(
+    scene: str, height: int, width: int, parameters: int, macs: int, published: tuple[Published, ...]
+) -> ModelSpec:
+    """`height` and `width` are the grid's; `macs` as EfficientFormerV2's; `published` is of the network alone."""
+    return ModelSpec(
+        name=f"mobiler2l_{scene}",
+        family="MobileR2L",
+        paper="Real-Time Neural Light Field on Mobile Devices (CVPR 2023), arXiv 2212.08057",
+        inputs=(TensorSpec("rays", (1, 312, height, width)),),
+        build=partial(_build_mobiler2l, scene),
+        parameters=parameters,
+        macs=macs,
+        published=published,
+    )
+
+
 ZOO: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
@@ -63,6 +85,16 @@ ZOO: dict[str, ModelSpec] = {
         ),
         _efficientformerv2("s2", 12_710_112, 1_246_863_952, ((1.6, "iPhone 12", AUTHORS), (1.6, "iPhone 13", IFORMER))),
         _efficientformerv2("l", 26_322_288, 2_552_546_880, ((2.7, "iPhone 12", AUTHORS), (2.4, "iPhone 13", IFORMER))),
+        _mobiler2l(
+            "synthetic",
+            *(100, 100, 4_305_539, 50_636_800_000),
+            (Published(22.65, "not stated there", "not stated there", "ENeLF Table II, quoting the paper; 800 x 800"),),
+        ),
+        _mobiler2l(
+            "forward",
+            *(63, 84, 4_298_371, 26_643_907_584),
+            (Published(18.04, "iPhone 13", "not stated", "snap-research/MobileR2L README.md; 1008 x 756"),),
+        ),
     )
 }
 """Our own models, by name. Names of other packages' models must differ from these."""

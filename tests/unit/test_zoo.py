@@ -49,7 +49,7 @@ def test_unknown_name_names_the_nearest() -> None:
     assert str(caught.value) == (
         "unknown model 'efficientformer_s0'. Did you mean efficientformerv2_s0 or efficientformerv2_s2 or "
         "efficientformerv2_s1? Available: efficientformerv2_s0, efficientformerv2_s1, efficientformerv2_s2, "
-        "efficientformerv2_l.\n  Type: handheld models"
+        "efficientformerv2_l, mobiler2l_synthetic, mobiler2l_forward.\n  Type: handheld models"
     )
 
 
@@ -91,7 +91,7 @@ def test_other_packages_add_models(install: Install) -> None:
     assert zoo.get("tiny").family == "Tiny"
     assert [spec.name for spec in zoo.specs()] == [*zoo.ZOO, "tiny"]
     assert zoo.provider_version("tiny") == "plugin_a 1.2"
-    with pytest.raises(HandheldError, match=r"Did you mean tiny\?.*efficientformerv2_l, tiny\."):
+    with pytest.raises(HandheldError, match=r"Did you mean tiny\?.*mobiler2l_forward, tiny\."):
         zoo.get("tinyy")
 
 

@@ -1,0 +1,137 @@
+"""MobileR2L: sizes, rays, features, the authors' checkpoints."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from handheld.errors import HandheldError
+from handheld.models import zoo
+from handheld.models.mobiler2l import CHANNELS, SCENES, Camera, Embedder, MobileR2L, Sampler, build
+
+POSE = torch.tensor([[[0.6, -0.48, 0.64, 2.5], [0.8, 0.36, -0.48, -1.9], [0.0, 0.8, 0.6, 2.4]]])
+
+
+@pytest.mark.parametrize("scene", ["synthetic", "forward"])
+def test_parameters_and_macs_are_counted(scene: str) -> None:
+    spec, sizes = zoo.get(f"mobiler2l_{scene}"), SCENES[scene]
+    with torch.device("meta"):
+        network, rays = MobileR2L(sizes).eval(), torch.empty(spec.inputs[0].shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        picture = network(rays)
+    assert picture.shape == (1, 3, sizes.height * sizes.scale, sizes.width * sizes.scale)
+    assert counter.get_total_flops() == 2 * spec.macs
+    assert sum(parameter.numel() for parameter in network.parameters()) == spec.parameters
+
+
+def test_the_papers_sizes() -> None:
+    """Facts of the paper: 800 x 800 and 1008 x 756 pictures, 8 points of 3 coordinates with 13 features each."""
+    assert [(s.height * s.scale, s.width * s.scale) for s in list(SCENES.values())[:2]] == [(800, 800), (756, 1008)]
+    assert CHANNELS == 312
+
+
+def test_features_are_in_the_authors_order() -> None:
+    points = torch.linspace(-4, 4, 24 * 6).reshape(1, 24, 2, 3)
+    embedded = Embedder()(points).numpy()
+    for coordinate in range(24):
+        x = points[0, coordinate].numpy()
+        for power in range(6):
+            np.testing.assert_allclose(embedded[0, coordinate * 13 + power], np.sin(2.0**power * x), atol=1e-5)
+            np.testing.assert_allclose(embedded[0, coordinate * 13 + 6 + power], np.cos(2.0**power * x), atol=1e-5)
+        assert np.array_equal(embedded[0, coordinate * 13 + 12], x)
+
+
+def ray(row: int, column: int, height: int, width: int, focal: float) -> tuple[np.ndarray, np.ndarray]:
+    """Origin and direction of one pixel's ray, from the definition."""
+    pose = POSE[0].numpy().astype(np.float64)
+    local = np.array([(column - width / 2 + 0.5) / focal, -(row - height / 2 + 0.5) / focal, -1.0])
+    return pose[:, 3], pose[:, :3] @ local
+
+
+def test_points_lie_on_the_pixels_rays() -> None:
+    points = Sampler(4, 6, 5.0, near=2.0, far=6.0)(POSE).numpy().reshape(8, 3, 4, 6)
+    for row, column in ((0, 0), (3, 5), (1, 4)):
+        origin, direction = ray(row, column, 4, 6, 5.0)
+        for number, part in enumerate(np.linspace(0, 1, 8)):
+            depth = 2.0 * (1 - part) + 6.0 * part
+            np.testing.assert_allclose(points[number, :, row, column], origin + depth * direction, atol=1e-5)
+
+
+def test_forward_facing_rays_are_projected() -> None:
+    """By definition a point behind the near plane, at depth z, becomes (-2fx / Wz, -2fy / Hz, 1 + 2 / z)."""
+    height, width, focal = 4, 6, 5.0
+    points = Sampler(height, width, focal, near=0.0, far=1.0, ndc=True)(POSE).numpy().reshape(8, 3, height, width)
+    for row, column in ((0, 0), (3, 5)):
+        origin, direction = ray(row, column, height, width, focal)
+        start = origin - (1 + origin[2]) / direction[2] * direction
+        for number, part in enumerate(np.linspace(0, 1, 8)[:-1]):  # the last is at infinity
+            distance = part / (1 - part) * start[2] / direction[2]
+            x, y, z = start + distance * direction
+            projected = [-2 * focal / width * x / z, -2 * focal / height * y / z, 1 + 2 / z]
+            np.testing.assert_allclose(points[number, :, row, column], projected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_camera_is_its_three_parts() -> None:
+    scene, network = SCENES["tiny"], build("tiny")
+    sampler = Sampler(scene.height, scene.width, 8.0, near=2.0, far=6.0)
+    with torch.no_grad():
+        picture = Camera(sampler, network)(POSE)
+        assert torch.equal(picture, network(Embedder()(sampler(POSE))))
+    assert picture.shape == (1, 3, 48, 64) and 0 < float(picture.min()) < float(picture.max()) < 1
+
+
+class Hostile:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[[str], object], argument: str) -> None:
+        self.call = (function, (argument,))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def touch(path: str) -> None:
+    """Leaves a mark."""
+    Path(path).touch()
+
+
+def test_the_authors_checkpoints_load_and_what_lies_beside_the_weights_is_not_run(tmp_path: Path) -> None:
+    network, mark = build("tiny"), tmp_path / "mark"
+    with torch.no_grad():
+        network.colours.weight.mul_(1.25)
+    weights = OrderedDict((f"module.{name}", tensor) for name, tensor in network.state_dict().items())
+    beside = {"network_fn": nn.DataParallel(network), "hostile": Hostile(touch, str(mark)), "global_step": 7}
+    path = tmp_path / "ckpt.tar.pt"
+    torch.save({"network_fn_state_dict": weights, **beside}, path)
+    loaded = build("tiny", path)
+    assert not mark.exists()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+
+
+def test_what_would_call_the_system_is_refused(tmp_path: Path) -> None:
+    path, mark = tmp_path / "ckpt.pt", tmp_path / "mark"
+    torch.save({"network_fn_state_dict": {}, "hostile": Hostile(os.system, f"touch {mark}")}, path)
+    with pytest.raises(HandheldError, match="would call posix"):
+        build("tiny", path)
+    assert not mark.exists()
+
+
+def test_another_scenes_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    torch.save({"network_fn_state_dict": build("tiny").state_dict()}, path)
+    with pytest.raises(HandheldError, match="does not fit MobileR2L"):
+        build("synthetic", path)
+
+
+def test_relu_is_another_network() -> None:
+    rays = torch.randn(1, CHANNELS, 6, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        gelu, relu = build("tiny")(rays), build("tiny", activation="relu")(rays)
+    assert float((gelu - relu).abs().max()) > 0.05
