@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from handheld.export.rewrites import graph
-from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.chained_batch_norm import ChainedBatchNorm
@@ -18,6 +17,7 @@ from handheld.export.rewrites.fold_batch_norm import FoldBatchNorm
 from handheld.export.rewrites.fold_constants import FoldConstants
 from handheld.export.rewrites.fold_scale import FoldScale
 from handheld.export.rewrites.matmul_3d import Matmul3d
+from handheld.export.rewrites.max_values import MaxValues
 from handheld.export.rewrites.mean_keepdim import MeanKeepdim
 from handheld.export.rewrites.merge_parallel import MergeParallel
 from handheld.export.rewrites.merge_views import MergeViews
@@ -31,6 +31,7 @@ from handheld.export.rewrites.remove_noops import RemoveNoops
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
+from handheld.export.rewrites.single_flips import SingleFlips
 from handheld.export.rewrites.softmax_3d import Softmax3d
 from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
@@ -49,12 +50,12 @@ COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, 
 _XNNPACK: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
     *(TanhGelu, PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
-    *(ChainedBatchNorm, AmaxKeepdim, NearestByIndex, ResizeByMatrix),
+    *(ChainedBatchNorm, MaxValues, NearestByIndex, ResizeByMatrix),
 )
 _LITERT: tuple[type[Rewrite], ...] = (
     *COMMON,
     *(TypedReductions, ScaledSums, NearestByIndex, UnpaddedConvTranspose, FloorPools, ResizeByMatrix),
-    PermuteBeforeExpand,
+    *(PermuteBeforeExpand, SingleFlips),
 )
 _COREML: tuple[type[Rewrite], ...] = (
     *COMMON,

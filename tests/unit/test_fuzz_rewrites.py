@@ -8,12 +8,12 @@ from rewriting import IMAGE, TOKENS, Fn, rewrite, traced
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from handheld.export.rewrites.amax_keepdim import AmaxKeepdim
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.chained_batch_norm import ChainedBatchNorm
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.exact_reciprocal import ExactReciprocal
 from handheld.export.rewrites.floor_pools import FloorPools
+from handheld.export.rewrites.max_values import MaxValues
 from handheld.export.rewrites.nearest_by_index import NearestByIndex
 from handheld.export.rewrites.permute_before_expand import PermuteBeforeExpand
 from handheld.export.rewrites.plain_prelu import PlainPrelu
@@ -21,6 +21,7 @@ from handheld.export.rewrites.plain_softplus import PlainSoftplus
 from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
+from handheld.export.rewrites.single_flips import SingleFlips
 from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
@@ -170,23 +171,28 @@ class TestUnpaddedConvTranspose:
         assert not rewrite(module, [IMAGE], UnpaddedConvTranspose).changed
 
 
-class TestAmaxKeepdim:
+class TestMaxValues:
     @pytest.mark.parametrize(
         "function",
-        [
-            lambda _, x: x.max(1)[0],
-            lambda _, x: x.min(-1).values,
-            lambda _, x: x.amax((1, 2)),
-            lambda _, x: x.amin(0),
-            lambda _, x: x.amax(),
-        ],
+        [lambda _, x: x.max(1)[0], lambda _, x: x.max(-1).values, lambda _, x: x.max(-1, keepdim=True)[0]],
     )
     def test_equal(self, function: Any) -> None:
-        assert rewrite(Fn(function), [TOKENS], AmaxKeepdim).changed == 1
+        assert rewrite(Fn(function), [IMAGE], MaxValues).operators["amax.default"] == 1
 
-    def test_indices_and_kept_axes_stay(self) -> None:
-        module = Fn(lambda _, x: (*x.max(1), x.amax(1, keepdim=True)))
-        assert not rewrite(module, [TOKENS], AmaxKeepdim).changed
+    def test_what_xnnpack_lowers_and_what_it_does_not_take_stay(self) -> None:
+        module = Fn(lambda _, x: (*x.max(1), x.max(2, keepdim=True)[0], x.amax(1), x.flatten(2).max(1)[0]))
+        assert not rewrite(module, [IMAGE], MaxValues).changed
+
+
+class TestSingleFlips:
+    @pytest.mark.parametrize("axes", [(0, 2), (3, 0, 1), (-1, 1)])
+    def test_equal(self, axes: tuple[int, ...]) -> None:
+        seen = rewrite(Fn(lambda _, x: x.flip(axes)), [IMAGE], SingleFlips)
+        assert seen.operators == {"flip.default": len(axes)}
+
+    @pytest.mark.parametrize("axes", [(2,), (1, 2), (-1, 2)])
+    def test_neighbours_stay(self, axes: tuple[int, ...]) -> None:
+        assert not rewrite(Fn(lambda _, x: x.flip(axes)), [IMAGE], SingleFlips).changed
 
 
 class TestAttention4d:
