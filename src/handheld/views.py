@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from handheld.benchmarks.fidelity.departures import Departure
 from handheld.benchmarks.fidelity.explain import explanation
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
 from handheld.benchmarks.fuzz.fuzz import FuzzReport
@@ -123,8 +124,7 @@ def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
     asked = [cell for cell in cells if cell.departures is not None]
     found = [(cell, one) for cell in asked for one in cell.departures or ()]
     rows: list[list[str | Text]] = [
-        [cell.name, f"{one.operator} {one.operation}", f"{one.error:.2g}", one.node or "–", one.line or "–"]
-        for cell, one in found
+        [cell.name, _departing(one), f"{one.error:.2g}", one.node or "–", one.line or "–"] for cell, one in found
     ]
     if rows:
         caption = "largest error / largest value, against what PyTorch computes in float32 from the file's own values"
@@ -133,8 +133,14 @@ def _show_departures(out: Console, cells: Sequence[CheckCell]) -> None:
     elif asked:
         out.print(f"No operation departs from the model: {', '.join(cell.name for cell in asked)}.")
     for cell, one in found:
+        if one.refused:
+            out.print(f"{cell.name}: {one.operation} is refused: {one.refused}", soft_wrap=True)
         if one.piece:
             out.print(f"{cell.name}: the smallest failing piece: handheld check {one.piece}", soft_wrap=True)
+
+
+def _departing(one: Departure) -> str:
+    return f"{one.operator} {one.operation}" + (f" (or {', '.join(one.since)} before it)" if one.since else "")
 
 
 def _opinion(cell: CheckCell) -> str:
