@@ -33,6 +33,7 @@ from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.single_flips import SingleFlips
 from handheld.export.rewrites.softmax_3d import Softmax3d
+from handheld.export.rewrites.stable_log_softmax import StableLogSoftmax
 from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
@@ -60,7 +61,7 @@ _LITERT: tuple[type[Rewrite], ...] = (
 _COREML: tuple[type[Rewrite], ...] = (
     *COMMON,
     *(FlattenGroupNorm, CropSlices, ScaledRmsNorm, ExactReciprocal, PlainPrelu, PlainSoftplus),
-    *(NearestByIndex, FloorPools, ResizeByMatrix),
+    *(NearestByIndex, FloorPools, ResizeByMatrix, StableLogSoftmax),
 )
 
 # Measured against the converter's defaults with timm's EfficientFormerV2-S0 (weights away from their initial values),

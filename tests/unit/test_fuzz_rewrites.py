@@ -22,6 +22,7 @@ from handheld.export.rewrites.resize_by_matrix import ResizeByMatrix
 from handheld.export.rewrites.scaled_rms_norm import ScaledRmsNorm
 from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.single_flips import SingleFlips
+from handheld.export.rewrites.stable_log_softmax import StableLogSoftmax
 from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
@@ -297,3 +298,15 @@ class TestTanhGelu:
 
     def test_the_exact_one_stays(self) -> None:
         assert not rewrite(Fn(lambda _, x: F.gelu(x)), [TOKENS], TanhGelu).changed
+
+
+class TestStableLogSoftmax:
+    @pytest.mark.parametrize("scale", [1.0, 100.0])
+    @pytest.mark.parametrize("dim", [0, 1, -1])
+    def test_equal(self, scale: float, dim: int) -> None:
+        seen = rewrite(Fn(lambda _, x: (x * scale).log_softmax(dim)), [TOKENS], StableLogSoftmax)
+        assert seen.changed == 1 and not seen.operators["log_softmax.int"]
+
+    def test_in_another_dtype_stays(self) -> None:
+        module = Fn(lambda _, x: x.log_softmax(-1, dtype=torch.float64).float())
+        assert not rewrite(module, [TOKENS], StableLogSoftmax).changed
