@@ -13,8 +13,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from handheld.errors import HandheldError
+from handheld.export.metrics import psnr_db
 from handheld.models import zoo
-from handheld.models.mobiler2l import CHANNELS, SCENES, Camera, Embedder, MobileR2L, Sampler, build
+from handheld.models.mobiler2l import (
+    CHANNELS,
+    SCENES,
+    Camera,
+    Embedder,
+    MobileR2L,
+    Sampler,
+    Scene,
+    apply_probe_weights,
+    build,
+)
 
 POSE = torch.tensor([[[0.6, -0.48, 0.64, 2.5], [0.8, 0.36, -0.48, -1.9], [0.0, 0.8, 0.6, 2.4]]])
 
@@ -128,6 +139,17 @@ def test_another_scenes_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"network_fn_state_dict": build("tiny").state_dict()}, path)
     with pytest.raises(HandheldError, match="does not fit MobileR2L"):
         build("synthetic", path)
+
+
+def test_probe_weights_make_little_of_rounding_and_something_of_every_input() -> None:
+    """At full depth, on few rays: float32 beside float64."""
+    network = MobileR2L(Scene(12, 12, (3, 3, 0))).eval()
+    apply_probe_weights(network)
+    rays = torch.randn(1, CHANNELS, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        picture, exact = network(rays), network.double()(rays.double())
+    assert psnr_db(exact.numpy(), picture.numpy()) > 130
+    assert float(picture.std()) > 0.1 and 0.01 < float(picture.min()) and float(picture.max()) < 0.99
 
 
 def test_relu_is_another_network() -> None:
