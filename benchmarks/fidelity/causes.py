@@ -91,6 +91,34 @@ TABLE = (
         operators=("max_pool",),
     ),
     Known(
+        ("executorch",),
+        "XNNPACK (ExecuTorch 1.5.1) computes the exact GELU where the model asks for the tanh form. handheld's own "
+        "export writes it out; files made elsewhere have it",
+        "docs/fuzzing.md, export/rewrites/tanh_gelu.py",
+        operators=("gelu",),
+    ),
+    Known(
+        ("litert", "executorch", "coreai", "coreml"),
+        "resizing by a factor that is no whole number steps otherwise than PyTorch, and Core ML drops antialiasing. "
+        "handheld's own export goes around it; files made elsewhere have it",
+        "docs/fuzzing.md, export/rewrites/nearest_by_index.py, export/rewrites/resize_by_matrix.py",
+        operators=("resize", "upsample", "interpolate"),
+    ),
+    Known(
+        ("coreml",),
+        "coremltools 9.0 drops the threshold of softplus and takes log_softmax for the logarithm of a softmax. "
+        "handheld's own export writes them out; files made elsewhere have it",
+        "docs/fuzzing.md, export/rewrites/plain_softplus.py, export/rewrites/stable_log_softmax.py",
+        operators=("softplus", "log"),
+    ),
+    Known(
+        ("coreml",),
+        "Core ML's inverse adds 1e-4 to what it inverts, and coremltools 9.0 writes 1 / x so. handheld's own export "
+        "divides; files made elsewhere have it",
+        "docs/fuzzing.md, export/rewrites/exact_reciprocal.py",
+        operators=("inverse",),
+    ),
+    Known(
         ("litert", "onnx"),
         "weights stored in half: one beyond 65504 or below 6e-8 has no half. handheld keeps such weights in float32; "
         "files made elsewhere may not",
