@@ -11,7 +11,7 @@ from handheld.benchmarks.faults.matrix import CLEAN
 
 NET = f"{Path(__file__).parents[2] / 'benchmarks' / 'faults' / 'net.py'}:net"
 CELLS = ("onnx-fp32", "litert-fp32", "executorch-fp32", "coreai-fp32", "coreml-fp32", "coreml-fp16", "onnx-fp16")
-ONE_IN = {"coreml": 1, "onnx": 1, "litert": 2, "executorch": 4, "coreai": 4}
+ONE_IN = {"coreml": 2, "onnx": 2, "litert": 3, "executorch": 5, "coreai": 6}
 """Of the faults, in the order of what one costs."""
 
 
