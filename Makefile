@@ -62,7 +62,7 @@ fuzz: $(VENV)/dev.stamp
 
 # Exports that must all pass: some 50 random networks on five formats, and the zoo. Half an hour.
 false-alarms: $(VENV)/dev.stamp
-	$(BIN)/handheld fuzz --seed 1000 --count 60 --out out/false-alarms/fuzz
+	$(BIN)/handheld fuzz --seed 1000 --count 100 --out out/false-alarms/fuzz
 	for model in s0 s1 s2 l; do $(BIN)/handheld export efficientformerv2_$$model --out out/false-alarms/zoo || exit 1; done
 	$(BIN)/handheld check out/false-alarms/zoo --require coreml,coreai,litert,executorch,onnx
 
