@@ -136,9 +136,10 @@ def _caught(found: ArtifactFolder, altered: Path, golden: GoldenData) -> tuple[s
 def _located(
     opened: OpenFile, operation: str, departures: Sequence[Departure]
 ) -> Literal["exactly", "one off", "no", "-"]:
+    """How far the first operation that is named stands from the one that was altered."""
     if not operation:
         return "-"
-    named = {name for one in departures for name in (one.operation, *one.since)}
+    named = {one.operation for one in departures[:1]}
     if operation in named:
         return "exactly"
     inputs = {each.name: set(each.inputs) for each in opened.operations}

@@ -16,7 +16,6 @@ from handheld.benchmarks.fidelity import surgery
 from handheld.benchmarks.fidelity.departures import Departure, departures, findings, lines, merged, refused
 from handheld.benchmarks.fidelity.pieces import smallest, write
 from handheld.benchmarks.fidelity.references import Expected, Forms, Seen, follow
-from handheld.benchmarks.fidelity.surgery import MODULES
 from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
 from handheld.export import files, formats, rewrites
@@ -28,9 +27,6 @@ from handheld.export.process import Children, die_with_parent
 from handheld.export.program import Program
 from handheld.record import Record
 from handheld.runtimes.job import Finding
-
-FORMATS = tuple(MODULES)
-"""The formats whose files can be taken apart."""
 
 REQUEST, REPLY = "request.json", "reply.json"
 
@@ -85,8 +81,8 @@ def not_finite(found: ArtifactFolder, case: int, timeout: float) -> tuple[Findin
 
 
 def _ask(found: ArtifactFolder, cases: Sequence[int], timeout: float, program: Path | None) -> Bisected:
-    if found.format not in FORMATS:
-        raise HandheldError(f"{found.name}: operations are compared one by one in {', '.join(FORMATS)} only.")
+    if found.format not in surgery.FORMATS:
+        raise HandheldError(f"{found.name}: operations are compared one by one in {', '.join(surgery.FORMATS)} only.")
     request = _Request(cell=found.folder.resolve(), cases=tuple(cases), program=program)
     with tempfile.TemporaryDirectory(prefix="handheld-bisect-") as place:
         folder = Path(place)

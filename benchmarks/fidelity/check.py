@@ -19,7 +19,7 @@ from pathlib import Path
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.fidelity import bisect as bisecting
-from handheld.benchmarks.fidelity import crosscheck, explain
+from handheld.benchmarks.fidelity import crosscheck, explain, surgery
 from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
 from handheld.benchmarks.fidelity.runs import Part, Ran, Reference, execute, save_worst, triples
@@ -152,7 +152,7 @@ class _Cell:
                 reason = f"{type(error).__name__}: {error} (not foreseen: please report it, with the file)"
                 ran = Ran(found, cell.model_copy(update={"reason": reason}))
             ran = ran.with_cell(seconds=round(time.monotonic() - start, 3))
-            if self.bisect and not self.stopped.is_set() and ran.cell.format in bisecting.FORMATS and ran.cell.runtime:
+            if self.bisect and not self.stopped.is_set() and ran.cell.format in surgery.FORMATS and ran.cell.runtime:
                 self.progress(f"bisect {found.name}", "started")
                 ran = replace(ran, cell=_bisected(ran.cell, found, self.timeout))
                 self.progress(f"bisect {found.name}", f"{len(ran.cell.departures or ())} departures")

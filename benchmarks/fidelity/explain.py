@@ -4,8 +4,7 @@ from pathlib import Path
 
 from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder
-from handheld.benchmarks.fidelity import bisect as bisecting
-from handheld.benchmarks.fidelity import causes
+from handheld.benchmarks.fidelity import causes, surgery
 from handheld.benchmarks.fidelity.compare import Parity
 from handheld.benchmarks.fidelity.records import CheckCell, Miss
 from handheld.benchmarks.fidelity.runs import Ran, execute
@@ -124,7 +123,7 @@ def _next_commands(ran: Ran) -> tuple[str, ...]:
     commands = []
     if ran.cell.worst_file:
         commands.append(f"handheld run {_quoted(folder)} --input {_quoted(ran.cell.worst_file)}")
-    if ran.cell.format in bisecting.FORMATS:
+    if ran.cell.format in surgery.FORMATS:
         commands.append(f"handheld check {_quoted(folder)} --bisect")
     return tuple(commands)
 

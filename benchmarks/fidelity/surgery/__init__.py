@@ -7,8 +7,8 @@ from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
 from handheld.export.formats.base import Signature
 
-MODULES = {"onnx": "onnx", "litert": "litert", "executorch": "executorch", "coreai": "coreai", "coreml": "coreml"}
-"""Format -> the module here that opens it."""
+FORMATS = ("onnx", "litert", "executorch", "coreai", "coreml")
+"""The formats whose files can be taken apart: each has a module here, by its name."""
 
 
 def open_file(path: Path, format_name: str, signature: Signature) -> OpenFile:
@@ -16,11 +16,11 @@ def open_file(path: Path, format_name: str, signature: Signature) -> OpenFile:
 
     Raises `HandheldError` if the format cannot be taken apart, or the file is not whole.
     """
-    if format_name not in MODULES:
+    if format_name not in FORMATS:
         raise HandheldError(
-            f"{format_name} files cannot be taken apart here; those of {', '.join(MODULES)} can.",
+            f"{format_name} files cannot be taken apart here; those of {', '.join(FORMATS)} can.",
             hint="Check the format that it wraps, if there is one.",
         )
-    module = importlib.import_module(f"{__name__}.{MODULES[format_name]}")
+    module = importlib.import_module(f"{__name__}.{format_name}")
     opened: OpenFile = module.open_file(path, signature)
     return opened
