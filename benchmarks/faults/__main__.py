@@ -65,8 +65,8 @@ Written by `make faults` (`python -m handheld.benchmarks.faults`), with {install
 file is checked on eight golden inputs as `handheld check` does, and bisected as `--bisect` does, by the model's graph
 alone: nothing of the clean file is used. Each entry is what the check says (the worst PSNR, or `refused` where the
 runtime does not take the file) and whether the bisection names the operation that was altered: `yes`, `±1` (the one
-before or behind it), `NO`. Only the first that it names counts. `{CLEAN}` is the clean file: it must pass, and nothing may
-be named. Measured on host; the same each time.
+before or behind it), `NO`. Only the first that it names counts. `{CLEAN}` is the clean file: it must pass, and nothing
+may be named. Measured on host; the same each time.
 
 **{len(planted)} faults planted: {len(caught)} caught; located {len(exact)} exactly, {len(near)} to within one
 operation, {len(planted) - len(exact) - len(near)} not.**
