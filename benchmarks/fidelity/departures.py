@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from handheld.benchmarks.fidelity.references import Array, Expected, Seen, error_of, relative_error
+from handheld.benchmarks.fidelity.references import LIMITS, Array, Expected, Seen, error_of, relative_error, reordered
 from handheld.benchmarks.fidelity.surgery.base import OpenFile, Operation
 from handheld.errors import HandheldError
 from handheld.record import Record
@@ -63,6 +63,8 @@ def _departure(
     if not same:
         group, result = [first], seen[first.outputs[0]]
     expected = min(same or near, key=lambda value: error_of(value.array, result), default=None)
+    if expected and len(group) > 1 and (moved := _moved(opened, seen, group, expected)):
+        return moved
     departure = Departure(
         operation=group[-1].name,
         operator=group[-1].operator,
@@ -72,6 +74,32 @@ def _departure(
         since=tuple(operation.name for operation in group[:-1]),
     )
     return departure, expected
+
+
+def _moved(
+    opened: OpenFile, seen: Mapping[str, Array], group: Sequence[Operation], expected: Expected
+) -> tuple[Departure, Expected] | None:
+    """The first of a group, if it only puts elements into a wrong order: with the right one the group is right."""
+    (name, *_), (end, *_) = group[0].inputs, group[-1].outputs
+    output = group[0].outputs[0]
+    if not np.array_equal(np.sort(seen[name], None), np.sort(seen[output], None)):
+        return None
+    right = reordered(seen[name], seen[output].shape)
+    taken = {value for operation in group[1:] for value in operation.inputs}
+    made = {value for operation in group[1:] for value in operation.outputs}
+    if right is None or error_of(expected.array, seen[end]) == 0:
+        return None
+    given = {value: seen[value] for value in taken - made} | {output: right}
+    if error_of(expected.array, opened.compute(given, [end])[end]) > LIMITS["computed in half"]:
+        return None
+    departure = Departure(
+        operation=group[0].name,
+        operator=group[0].operator,
+        error=relative_error(right, seen[output]),
+        node=f"the order of {name}",
+        line=expected.line,
+    )
+    return departure, Expected(name, expected.line, right, [], [name])
 
 
 def findings(opened: OpenFile, seen: Mapping[str, Array]) -> list[Finding]:
