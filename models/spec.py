@@ -63,3 +63,5 @@ class ModelSpec:
     quality: Literal["top1", "psnr"] = "psnr"
     preprocessing: Preprocessing | None = None
     published: tuple[Published, ...] = field(default=())
+    tiny: bool = False
+    """A twin of a large model, made of the same operators, that every format takes in seconds: for tests."""

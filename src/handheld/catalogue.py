@@ -40,6 +40,7 @@ def _plain(spec: ModelSpec) -> dict[str, object]:
         "parameters": spec.parameters,
         "macs": spec.macs,
         "inputs": [asdict(tensor) for tensor in spec.inputs],
+        "tiny": spec.tiny,
         "quality": spec.quality,
         "preprocessing": asdict(spec.preprocessing) if spec.preprocessing else None,
         "published": [asdict(published) for published in spec.published],
