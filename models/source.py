@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Kind = Literal["zoo", "file", "timm", "pt2", "onnx", "keras", "savedmodel"]
+Kind = Literal["zoo", "config", "file", "timm", "pt2", "onnx", "keras", "savedmodel"]
 
 FOREIGN: dict[Kind, str] = {"onnx": "onnx", "keras": "litert", "savedmodel": "litert"}
 """Sources that are no PyTorch programs, and the one format that each can become."""
@@ -96,16 +96,17 @@ def refer(
     preprocessing: Preprocessing | None = None,
     trust: bool = False,
 ) -> ModelReference:
-    """Read MODEL: a zoo name, `file.py:function`, `timm:NAME`, a `.pt2`, an `.onnx`, a Keras file or a SavedModel.
+    """Read MODEL: a zoo name, an architecture's `.toml`, `file.py:function`, `timm:NAME`, a `.pt2`, an `.onnx`, a Keras
+    file or a SavedModel.
 
     Raises `HandheldError` for an unknown name (with the nearest), or a file that is not there.
     """
     kind, target, function = _classify(model)
-    if checkpoint and not checkpoint.is_file():
+    if checkpoint and not checkpoint.exists():
         raise HandheldError(f"no checkpoint at {checkpoint}.")
-    if checkpoint and kind not in ("zoo", "timm"):
+    if checkpoint and kind not in ("zoo", "config", "timm"):
         raise HandheldError(
-            f"--checkpoint goes with a zoo model or timm:NAME, not with {model}.",
+            f"--checkpoint goes with a zoo model, an architecture's .toml or timm:NAME, not with {model}.",
             hint="Load the weights in your own function instead.",
         )
     specs = tuple(parse_input(text) for text in inputs)
@@ -129,7 +130,7 @@ def _classify(model: str) -> tuple[Kind, str, str]:
         return "file", _existing(file), function
     if model.endswith(".py"):
         raise HandheldError(f"{model} names a file without a function.", hint=f"Type: {model}:FUNCTION")
-    kinds: dict[str, Kind] = {".pt2": "pt2", ".onnx": "onnx", ".keras": "keras", ".h5": "keras"}
+    kinds: dict[str, Kind] = {".toml": "config", ".pt2": "pt2", ".onnx": "onnx", ".keras": "keras", ".h5": "keras"}
     if kind := kinds.get(Path(model).suffix):
         return kind, _existing(model), ""
     if (Path(model) / "saved_model.pb").is_file():
@@ -146,7 +147,7 @@ def _existing(path: str) -> str:
 
 def load(reference: ModelReference) -> LoadedModel:
     """Build or read the network. Runs the user's own code for `file`, and nobody else's."""
-    loaders = {"zoo": _load_zoo, "file": _load_file, "timm": _load_timm, "pt2": _load_pt2}
+    loaders = {"zoo": _load_zoo, "config": _load_config, "file": _load_file, "timm": _load_timm, "pt2": _load_pt2}
     model = loaders[reference.kind](reference)
     return replace(
         model,
@@ -160,6 +161,21 @@ def _load_zoo(reference: ModelReference) -> LoadedModel:
     _refuse_other_inputs(reference, spec.inputs)
     module = spec.build(reference.checkpoint)
     return _from_spec(spec, module, _weights_label(reference.checkpoint))
+
+
+def _load_config(reference: ModelReference) -> LoadedModel:
+    from handheld.models import config
+    from handheld.models.zoo import diffusion
+
+    architecture = config.read(Path(reference.target))
+    _refuse_other_inputs(reference, architecture.inputs)
+    return LoadedModel(
+        module=diffusion.build(architecture, reference.checkpoint),
+        args=tuple(_example(tensor) for tensor in architecture.inputs),
+        kwargs={},
+        specs=architecture.inputs,
+        weights=_weights_label(reference.checkpoint),
+    )
 
 
 def _from_spec(spec: ModelSpec, module: "nn.Module", weights: str) -> LoadedModel:

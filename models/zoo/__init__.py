@@ -7,13 +7,13 @@ from importlib.metadata import EntryPoint, entry_points
 
 from handheld.errors import HandheldError, unknown
 from handheld.models.spec import ModelSpec
-from handheld.models.zoo import efficientformerv2, mobiler2l, text
+from handheld.models.zoo import diffusion, efficientformerv2, mobiler2l, text
 
 GROUP = "handheld.models"
 """The entry points by which other packages add models: each has the model's name and loads to its `ModelSpec`."""
 
 ZOO: dict[str, ModelSpec] = {
-    spec.name: spec for family in (efficientformerv2, mobiler2l, text) for spec in family.SPECS
+    spec.name: spec for family in (efficientformerv2, mobiler2l, diffusion, text) for spec in family.SPECS
 }
 """Our own models, by name. Names of other packages' models must differ from these."""
 
