@@ -41,7 +41,7 @@ class CoreAIFormat(Format):
     default_recipe = "fp16"
     recipes: ClassVar[Mapping[str, str]] = {
         "fp32": "the program as it is",
-        "fp16": "the program cast to half, constants included; inputs and outputs float32",
+        "fp16": "the program cast to half, constants included; inputs, outputs and angles float32",
     }
     memory_factor = 3.1
     memory_base_bytes = 450 << 20

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from handheld.errors import HandheldError, missing_extra
+from handheld.export.formats.angles import HalfOperations
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted, require_stateless
@@ -60,7 +61,7 @@ class CoreMLFormat(Format):
     default_recipe = "fp16"
     recipes: ClassVar[Mapping[str, str]] = {
         "fp32": "compute_precision=FLOAT32",
-        "fp16": "compute_precision=FLOAT16: weights and arithmetic in half, inputs and outputs float32",
+        "fp16": "compute_precision=FLOAT16: weights and arithmetic in half, inputs, outputs and angles float32",
     }
     blocked_imports = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
     memory_factor = 2.0
@@ -240,8 +241,7 @@ def _packaged(
 ) -> Any:
     """Write the package: straight to its place, for `MLModel.save` would leave a file of ExecuTorch's beside it."""
     ct = _coremltools()
-    # A copy stays as it is: an input that is returned must not be rounded.
-    in_half = ct.transform.FP16ComputePrecision(op_selector=lambda op: op.op_type != "identity")
+    in_half = ct.transform.FP16ComputePrecision(op_selector=HalfOperations())
     with _validated_once() as validate:
         package = ct.convert(
             exported,

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from handheld.export.formats import angles
 from handheld.export.formats.lifted import Lifted
+from handheld.export.rewrites import graph as nodes
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 LARGEST = 65504.0
 SMALLEST = 2.0**-24
@@ -14,7 +17,8 @@ SMALLEST = 2.0**-24
 
 
 def half(exported: "ExportedProgram", decompositions: Any) -> "ExportedProgram":
-    """`exported`, decomposed by the table, with float16 in place of float32 everywhere but at inputs and outputs.
+    """`exported`, decomposed by the table, with float16 in place of float32 everywhere but at inputs and outputs, and
+    where angles are made (`handheld.export.formats.angles`).
 
     Numbers outside float16's range become its nearest number: a mask of -3e38 must not turn into -inf, nor an epsilon
     of 1e-12 into a division by 0. Infinities stay.
@@ -24,20 +28,22 @@ def half(exported: "ExportedProgram", decompositions: Any) -> "ExportedProgram":
     lifted = Lifted(exported)
     half_dtype, full = torch.float16, torch.float32
     convert = torch.ops.aten._to_copy.default
+    kept = angles.of_graph(lifted.graph)
     for name, placeholder in lifted.placeholders().items():
         store = lifted.state_dict if name in lifted.state_dict else lifted.constants
-        if store[name].dtype == full:
+        if store[name].dtype == full and placeholder not in kept:
             store[name] = half_tensor(store[name])
             lifted.retype(placeholder, half_dtype)
     for node in list(lifted.graph.nodes):
-        if node.op == "call_function":
+        if node.op == "call_function" and node not in kept:
             node.args, node.kwargs = (_half_arguments(a) for a in (node.args, node.kwargs))
     for index, node in enumerate(lifted.outputs):
-        if node.meta["val"].dtype == full and node not in lifted.inputs:
+        if node.meta["val"].dtype == full and node not in lifted.inputs and node not in kept:
             lifted.before_output(index, convert, dtype=full)
     for node in lifted.inputs:
-        if node.meta["val"].dtype == full:
+        if node.meta["val"].dtype == full and node not in kept:
             lifted.after_input(node, convert, dtype=half_dtype)
+    _between(lifted, kept)
     default = torch.get_default_dtype()
     torch.set_default_dtype(half_dtype)  # what an integer times a float, or torch.zeros, gives
     try:
@@ -45,6 +51,46 @@ def half(exported: "ExportedProgram", decompositions: Any) -> "ExportedProgram":
         return decomposed
     finally:
         torch.set_default_dtype(default)
+
+
+def _between(lifted: Lifted, kept: "set[Node]") -> None:
+    """Round what `kept` nodes give to the others, and see that they make float32 themselves."""
+    import torch
+
+    for node in sorted(kept):
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+            continue
+        if node.op == "call_function" and not any(_is_float(given) for given in node.all_input_nodes):
+            _state_float32(node)
+        if any(user not in kept and user.op != "output" for user in node.users):
+            half_node = lifted.after(node, torch.ops.aten._to_copy.default, dtype=torch.float16)
+            node.replace_all_uses_with(
+                half_node,
+                delete_user_cb=lambda user: user not in kept and user.op != "output" and user is not half_node,
+            )
+
+
+def _is_float(node: "Node") -> bool:
+    value = node.meta["val"]
+    return isinstance(value, (tuple, list)) or value.is_floating_point()
+
+
+def _state_float32(node: "Node") -> None:
+    """The operator makes floats of integers, or of nothing: not of PyTorch's default dtype, which is half by then."""
+    import torch
+
+    arguments = nodes.arguments(node)
+    if "dtype" in arguments:
+        if arguments["dtype"] is None:
+            node.kwargs = {**node.kwargs, "dtype": torch.float32}
+        return
+    for given in node.all_input_nodes:
+        if given.meta["val"].dtype != torch.bool:
+            with node.graph.inserting_before(node):
+                cast = node.graph.call_function(torch.ops.aten._to_copy.default, (given,), {"dtype": torch.float32})
+            cast.meta = {**given.meta, "val": given.meta["val"].float()}
+            node.replace_input_with(given, cast)
 
 
 def half_tensor(tensor: "torch.Tensor") -> "torch.Tensor":

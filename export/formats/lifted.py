@@ -52,10 +52,15 @@ class Lifted:
         """Put `operator(node, ...)` between the input `node` and the operators that read it; an output that is the
         input itself stays so.
         """
-        with self.graph.inserting_before(self._first):
+        new = self.after(node, operator, *args, **kwargs)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new and user.op != "output")
+
+    def after(self, node: "Node", operator: Any, *args: object, **kwargs: object) -> "Node":
+        """A new node `operator(node, ...)` that nothing uses yet, as early as it can be."""
+        with self.graph.inserting_before(self._first if node.op == "placeholder" else node.next):
             new = self.graph.call_function(operator, (node, *args), dict(kwargs))
         new.meta = dict(node.meta)
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new and user.op != "output")
+        return new
 
     def before_output(self, index: int, operator: Any, *args: object, **kwargs: object) -> None:
         """Return `operator(output, ...)` in place of output `index`."""
