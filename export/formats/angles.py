@@ -7,6 +7,7 @@ rounded after it. Behind a longer product the angle was rounded already, and its
 """
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,10 +85,8 @@ class HalfOperations:
 
 
 def _operations_before(operation: Any) -> list[Any]:
-    values = [
-        v for given in operation.inputs.values() for v in (given if isinstance(given, (list, tuple)) else [given])
-    ]
-    return [value.op for value in values if value is not None and value.op is not None]
+    lists = [given if isinstance(given, (list, tuple)) else [given] for given in operation.inputs.values()]
+    return [value.op for value in chain(*lists) if value is not None and value.op is not None]
 
 
 def _terms_of_operation(operation: Any) -> int:

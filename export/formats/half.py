@@ -63,12 +63,11 @@ def _between(lifted: Lifted, kept: "set[Node]") -> None:
             continue
         if node.op == "call_function" and not any(_is_float(given) for given in node.all_input_nodes):
             _state_float32(node)
-        if any(user not in kept and user.op != "output" for user in node.users):
-            half_node = lifted.after(node, torch.ops.aten._to_copy.default, dtype=torch.float16)
-            node.replace_all_uses_with(
-                half_node,
-                delete_user_cb=lambda user: user not in kept and user.op != "output" and user is not half_node,
-            )
+        others = [user for user in node.users if user not in kept and user.op != "output"]
+        if others:
+            rounded = lifted.after(node, torch.ops.aten._to_copy.default, dtype=torch.float16)
+            for user in others:
+                user.replace_input_with(node, rounded)
 
 
 def _is_float(node: "Node") -> bool:

@@ -58,7 +58,7 @@ class Lifted:
     def after(self, node: "Node", operator: Any, *args: object, **kwargs: object) -> "Node":
         """A new node `operator(node, ...)` that nothing uses yet, as early as it can be."""
         with self.graph.inserting_before(self._first if node.op == "placeholder" else node.next):
-            new = self.graph.call_function(operator, (node, *args), dict(kwargs))
+            new: Node = self.graph.call_function(operator, (node, *args), dict(kwargs))
         new.meta = dict(node.meta)
         return new
 
