@@ -1,9 +1,12 @@
 """MobileR2L: a picture of a scene from a low-resolution grid of embedded ray points (arXiv 2212.08057).
 
+The network, what comes before it (`Sampler`, `Embedder`), and all three in one (`Camera`).
+
 Architecture of the authors' code (snap-research/MobileR2L, model/R2L.py): one network for each scene. Modules are named
 as theirs, so that their checkpoints load as they are.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,8 +50,38 @@ SCENES = {
     "synthetic": Scene(100, 100, (4, 2, 1)),
     "forward": Scene(63, 84, (3, 3, 0)),
     "tiny": Scene(6, 8, (4, 2, 1), body=2, channels=32),
+    "tiny_forward": Scene(6, 8, (3, 3, 0), body=2, channels=32),
 }
 """Blender's scenes (8 times: 800 x 800), COLMAP's forward-facing ones (12 times: 756 x 1008), and ours for tests."""
+
+BLENDER_ANGLE = 0.6911112070083618
+"""The horizontal field of view of Blender's synthetic scenes, in radians."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Where the rays of a grid go: focal length in columns of the grid, and where the points on a ray begin and end."""
+
+    focal: float
+    near: float
+    far: float
+    ndc: bool = False
+
+
+def blender_lens(width: int, near: float = 2.0, far: float = 6.0, angle: float = BLENDER_ANGLE) -> Lens:
+    """The lens of a Blender scene whose grid is `width` columns wide; `angle` is its `camera_angle_x`."""
+    return Lens(width / 2 / math.tan(angle / 2), near, far)
+
+
+def forward_lens(width: int) -> Lens:
+    """The lens of a forward-facing scene. COLMAP finds each scene's focal length: 0.8 times the width is ours."""
+    return Lens(0.8 * width, near=0.0, far=1.0, ndc=True)
+
+
+LENSES = {
+    name: (forward_lens if name.endswith("forward") else blender_lens)(scene.width) for name, scene in SCENES.items()
+}
+"""By scene type."""
 
 
 class Residual(nn.Module):
@@ -124,31 +157,34 @@ class Sampler(nn.Module):
     """(1, 3, 4) camera-to-world matrix -> (1, 24, rows, columns): 8 points on the ray of every pixel, each x, y, z.
 
     Rays start at the camera and go through the pixels' centres: direction ((column - width / 2 + 0.5) / focal,
-    -(row - height / 2 + 0.5) / focal, -1) in the camera's frame, not normalised. Points lie evenly from `near` to
-    `far` times it. With `ndc` a ray is moved to the plane z = -1 and projected as NeRF does for forward-facing scenes
-    (appendix C of arXiv 2003.08934), where `near` is 0 and `far` is 1.
+    -(row - height / 2 + 0.5) / focal, -1) in the camera's frame, not normalised. Points lie evenly from the lens' near
+    to its far times it. With `ndc` a ray is moved to the plane z = -1 and projected as NeRF does for forward-facing
+    scenes (appendix C of arXiv 2003.08934), where near is 0 and far is 1.
+
+    The constants are multiples of a half, which float16 holds exactly: the features magnify every error 32 times.
     """
 
-    def __init__(self, height: int, width: int, focal: float, near: float, far: float, *, ndc: bool = False) -> None:
+    def __init__(self, height: int, width: int, lens: Lens) -> None:
         super().__init__()
-        self.directions: Tensor
-        self.depths: Tensor
-        self.size, self.focal, self.ndc = (height, width), focal, ndc
-        columns = (torch.arange(width, dtype=torch.float64) - width / 2 + 0.5) / focal
-        rows = -(torch.arange(height, dtype=torch.float64) - height / 2 + 0.5) / focal
+        self.pixels: Tensor
+        self.steps: Tensor
+        self.size, self.lens = (height, width), lens
+        columns = torch.arange(width) - width / 2 + 0.5
+        rows = height / 2 - 0.5 - torch.arange(height)
         grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
-        directions = torch.cat([grid, -torch.ones(1, height, width, dtype=torch.float64)])
-        depths = near + (far - near) * torch.linspace(0, 1, POINTS, dtype=torch.float64)
-        self.register_buffer("directions", directions.reshape(1, 3, -1).float(), persistent=False)
-        self.register_buffer("depths", depths.reshape(1, POINTS, 1, 1).float(), persistent=False)
+        pixels = torch.cat([grid, -torch.ones(1, height, width)])
+        self.register_buffer("pixels", pixels.reshape(1, 3, -1), persistent=False)
+        self.register_buffer("steps", torch.arange(float(POINTS)).reshape(1, POINTS, 1, 1), persistent=False)
 
     def forward(self, pose: Tensor) -> Tensor:
         """The points, sample by sample, x, y, z inside."""
-        directions = pose[:, :, :3] @ self.directions
+        turn = torch.cat([pose[:, :, :2] * (1 / self.lens.focal), pose[:, :, 2:3]], 2)
+        directions = turn @ self.pixels
         origins = pose[:, :, 3:].expand_as(directions)
-        if self.ndc:
+        if self.lens.ndc:
             origins, directions = self._projected(origins, directions)
-        points = origins[:, None] + self.depths * directions[:, None]
+        depths = self.lens.near + self.steps * ((self.lens.far - self.lens.near) / (POINTS - 1))
+        points = origins[:, None] + depths * directions[:, None]
         return points.reshape(1, 3 * POINTS, *self.size)
 
     def _projected(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +192,7 @@ class Sampler(nn.Module):
         moved = origins - (1 + origins[:, 2:]) / directions[:, 2:] * directions
         x, y, z = moved.unbind(1)
         dx, dy, dz = directions.unbind(1)
-        across, down = -2 * self.focal / width, -2 * self.focal / height
+        across, down = -2 * self.lens.focal / width, -2 * self.lens.focal / height
         start = torch.stack([across * x / z, down * y / z, 1 + 2 / z], 1)
         along = torch.stack([across * (dx / dz - x / z), down * (dy / dz - y / z), -2 / z], 1)
         return start, along
@@ -176,8 +212,8 @@ class Camera(nn.Module):
 
 
 def rename(name: str) -> str | None:
-    """Our name of a tensor in the authors' checkpoints, which may say `module.` before each."""
-    return name.removeprefix("module.")
+    """Our name of a tensor in a checkpoint: the authors' may say `module.` before each, a `Camera`'s say `network.`"""
+    return name.removeprefix("module.").removeprefix("network.")
 
 
 def apply_probe_weights(network: MobileR2L) -> None:
@@ -206,6 +242,17 @@ def build(scene: str, checkpoint: Path | None = None, activation: Activation = "
     else:
         checkpoints.load(network, checkpoint, rename, under="network_fn_state_dict")
     return network.eval()
+
+
+def sampler(scene: str) -> Sampler:
+    """The ray sampler of a scene type (a key of `SCENES`)."""
+    sizes = SCENES[scene]
+    return Sampler(sizes.height, sizes.width, LENSES[scene])
+
+
+def camera(scene: str, checkpoint: Path | None = None) -> Camera:
+    """`build`'s network with the sampler and the embedder before it: a pose becomes a picture."""
+    return Camera(sampler(scene), build(scene, checkpoint)).eval()
 
 
 def _activation(name: Activation) -> nn.Module:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from handheld.errors import HandheldError, unknown
+from handheld.models import inputs as drawing
 from handheld.models import zoo
 from handheld.models.spec import DType, ModelSpec, Preprocessing, TensorSpec
 from handheld.record import Record
@@ -104,10 +105,11 @@ def refer(
     kind, target, function = _classify(model)
     if checkpoint and not checkpoint.exists():
         raise HandheldError(f"no checkpoint at {checkpoint}.")
-    if checkpoint and kind not in ("zoo", "config", "timm"):
+    if checkpoint and kind not in ("zoo", "config", "timm", "file"):
         raise HandheldError(
-            f"--checkpoint goes with a zoo model, an architecture's .toml or timm:NAME, not with {model}.",
-            hint="Load the weights in your own function instead.",
+            "--checkpoint goes with a zoo model, an architecture's .toml, timm:NAME or FILE.py:FUNCTION, "
+            f"not with {model}.",
+            hint="Its weights are in the file already.",
         )
     specs = tuple(parse_input(text) for text in inputs)
     return ModelReference(
@@ -179,15 +181,25 @@ def _load_config(reference: ModelReference) -> LoadedModel:
 
 
 def _from_spec(spec: ModelSpec, module: "nn.Module", weights: str) -> LoadedModel:
+    samples = _samples(spec) if spec.samples else ()
     return LoadedModel(
         module=module.eval(),
-        args=tuple(_example(tensor) for tensor in spec.inputs),
+        args=samples[0] if samples else tuple(_example(tensor) for tensor in spec.inputs),
         kwargs={},
         specs=spec.inputs,
         weights=weights,
+        samples=samples,
         quality=spec.quality,
         preprocessing=spec.preprocessing,
     )
+
+
+def _samples(spec: ModelSpec) -> "tuple[tuple[torch.Tensor, ...], ...]":
+    import torch
+
+    assert spec.samples
+    drawn = map(spec.samples, range(len(drawing.CASES)))
+    return tuple(tuple(torch.from_numpy(array) for array in arrays) for arrays in drawn)
 
 
 def _weights_label(checkpoint: Path | None) -> str:
@@ -303,7 +315,7 @@ def _empty_like(value: Any) -> "torch.Tensor":
 def _load_file(reference: ModelReference) -> LoadedModel:
     from torch import nn
 
-    made = _call_user_function(Path(reference.target), reference.function)
+    made = _call_user_function(Path(reference.target), reference.function, reference.checkpoint)
     module, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise HandheldError(
@@ -323,12 +335,13 @@ def _load_file(reference: ModelReference) -> LoadedModel:
         args=args,
         kwargs=kwargs,
         specs=specs,
-        weights=f"as {reference.function} gives them",
+        weights=_weights_label(reference.checkpoint) if reference.checkpoint else f"as {reference.function} gives them",
         samples=tuple(_leaves(call) for call in calls) if samples else (),
     )
 
 
-def _call_user_function(path: Path, function: str) -> Any:
+def _call_user_function(path: Path, function: str, checkpoint: Path | None) -> Any:
+    """What the person's function gives; it is called with the checkpoint's path if there is one."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -343,7 +356,12 @@ def _call_user_function(path: Path, function: str) -> Any:
             name for name, value in vars(module).items() if inspect.isfunction(value) or inspect.isclass(value)
         ]
         raise unknown("function", function, functions, hint=f"Expected one that {path} defines.")
-    return made()
+    if checkpoint and not inspect.signature(made).parameters:
+        raise HandheldError(
+            f"{function} in {path} takes no argument, so it cannot take --checkpoint {checkpoint.name}.",
+            hint=f"Define it as: def {function}(checkpoint), with checkpoint a pathlib.Path.",
+        )
+    return made(checkpoint) if checkpoint else made()
 
 
 def _as_call(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 DType = Literal["float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -65,3 +66,5 @@ class ModelSpec:
     published: tuple[Published, ...] = field(default=())
     tiny: bool = False
     """A twin of a large model, made of the same operators, that every format takes in seconds: for tests."""
+    samples: "Callable[[int], tuple[np.ndarray[Any, np.dtype[Any]], ...]] | None" = None
+    """Realistic inputs by seed, in the order of `inputs`, for a model that seeded noise would mean nothing to."""

@@ -17,29 +17,64 @@ from handheld.export.metrics import psnr_db
 from handheld.models import zoo
 from handheld.models.mobiler2l import (
     CHANNELS,
+    LENSES,
     SCENES,
     Camera,
     Embedder,
+    Lens,
     MobileR2L,
     Sampler,
     Scene,
     apply_probe_weights,
     build,
+    camera,
 )
+from handheld.models.source import load, refer
+from handheld.models.zoo.mobiler2l import SPECS as SPECS_OF_THE_FAMILY
 
 POSE = torch.tensor([[[0.6, -0.48, 0.64, 2.5], [0.8, 0.36, -0.48, -1.9], [0.0, 0.8, 0.6, 2.4]]])
 
 
-@pytest.mark.parametrize("scene", ["synthetic", "forward"])
-def test_parameters_and_macs_are_counted(scene: str) -> None:
-    spec, sizes = zoo.get(f"mobiler2l_{scene}"), SCENES[scene]
+SPECS = [spec.name for spec in SPECS_OF_THE_FAMILY]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_parameters_and_macs_are_counted(name: str) -> None:
+    spec = zoo.get(name)
+    scene, _, graph = name.removeprefix("mobiler2l_").rpartition("_")
+    if graph not in ("sampler", "embedder", "camera"):
+        scene, graph = name.removeprefix("mobiler2l_"), ""
+    sizes = SCENES[scene]
     with torch.device("meta"):
-        network, rays = MobileR2L(sizes).eval(), torch.empty(spec.inputs[0].shape)
+        sampler, network = Sampler(sizes.height, sizes.width, LENSES[scene]), MobileR2L(sizes)
+        graphs = {"": network, "sampler": sampler, "embedder": Embedder(), "camera": Camera(sampler, network)}
+        module, given = graphs[graph].eval(), torch.empty(spec.inputs[0].shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        picture = network(rays)
-    assert picture.shape == (1, 3, sizes.height * sizes.scale, sizes.width * sizes.scale)
+        came = module(given)
+    channels, times = {"sampler": (24, 1), "embedder": (312, 1)}.get(graph, (3, sizes.scale))
+    assert came.shape == (1, channels, sizes.height * times, sizes.width * times)
     assert counter.get_total_flops() == 2 * spec.macs
-    assert sum(parameter.numel() for parameter in network.parameters()) == spec.parameters
+    assert sum(parameter.numel() for parameter in module.parameters()) == spec.parameters
+
+
+def test_published_sizes() -> None:
+    """Facts of the paper's code: the parameters of both networks."""
+    assert [zoo.get(f"mobiler2l_{scene}").parameters for scene in ("synthetic", "forward")] == [4_305_539, 4_298_371]
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if "tiny" in name])
+def test_tiny_graphs_are_built_and_give_finite_pictures(name: str) -> None:
+    model = load(refer(name))
+    with torch.no_grad():
+        results = [model.module(*sample) for sample in model.samples or (model.args,)]
+    assert all(bool(result.isfinite().all()) for result in results)
+    assert len(results) == 1 or float((results[0] - results[1]).abs().max()) > 0.05  # another pose is another picture
+
+
+def test_graphs_without_weights_take_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "any.pt").touch()
+    with pytest.raises(HandheldError, match="mobiler2l_tiny_sampler has no weights"):
+        load(refer("mobiler2l_tiny_sampler", checkpoint=tmp_path / "any.pt"))
 
 
 def test_the_papers_sizes() -> None:
@@ -67,7 +102,7 @@ def ray(row: int, column: int, height: int, width: int, focal: float) -> tuple[n
 
 
 def test_points_lie_on_the_pixels_rays() -> None:
-    points = Sampler(4, 6, 5.0, near=2.0, far=6.0)(POSE).numpy().reshape(8, 3, 4, 6)
+    points = Sampler(4, 6, Lens(5.0, near=2.0, far=6.0))(POSE).numpy().reshape(8, 3, 4, 6)
     for row, column in ((0, 0), (3, 5), (1, 4)):
         origin, direction = ray(row, column, 4, 6, 5.0)
         for number, part in enumerate(np.linspace(0, 1, 8)):
@@ -78,7 +113,7 @@ def test_points_lie_on_the_pixels_rays() -> None:
 def test_forward_facing_rays_are_projected() -> None:
     """By definition a point behind the near plane, at depth z, becomes (-2fx / Wz, -2fy / Hz, 1 + 2 / z)."""
     height, width, focal = 4, 6, 5.0
-    points = Sampler(height, width, focal, near=0.0, far=1.0, ndc=True)(POSE).numpy().reshape(8, 3, height, width)
+    points = Sampler(height, width, Lens(focal, 0.0, 1.0, ndc=True))(POSE).numpy().reshape(8, 3, height, width)
     for row, column in ((0, 0), (3, 5)):
         origin, direction = ray(row, column, height, width, focal)
         start = origin - (1 + origin[2]) / direction[2] * direction
@@ -91,7 +126,7 @@ def test_forward_facing_rays_are_projected() -> None:
 
 def test_the_camera_is_its_three_parts() -> None:
     scene, network = SCENES["tiny"], build("tiny")
-    sampler = Sampler(scene.height, scene.width, 8.0, near=2.0, far=6.0)
+    sampler = Sampler(scene.height, scene.width, Lens(8.0, near=2.0, far=6.0))
     with torch.no_grad():
         picture = Camera(sampler, network)(POSE)
         assert torch.equal(picture, network(Embedder()(sampler(POSE))))
@@ -124,6 +159,23 @@ def test_the_authors_checkpoints_load_and_what_lies_beside_the_weights_is_not_ru
     loaded = build("tiny", path)
     assert not mark.exists()
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+
+
+def test_a_cameras_checkpoint_is_its_networks(tmp_path: Path) -> None:
+    """In the authors' layout, or as the state dict of our camera, whose names begin with `network.`"""
+    saved = camera("tiny")
+    with torch.no_grad():
+        saved.network.colours.weight.mul_(1.25)
+    authors, ours = tmp_path / "authors.pt", tmp_path / "ours.pt"
+    torch.save({"network_fn_state_dict": saved.network.state_dict()}, authors)
+    torch.save(saved.state_dict(), ours)
+    with torch.no_grad():
+        expected, probe = saved(POSE), camera("tiny")(POSE)
+        assert all(
+            torch.equal(load(refer("mobiler2l_tiny_camera", checkpoint=path)).module(POSE), expected)
+            for path in (authors, ours)
+        )
+        assert not torch.equal(expected, probe)
 
 
 def test_what_would_call_the_system_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from handheld.errors import HandheldError
+from handheld.models.inputs import CASES
 from handheld.models.source import load, parse_input, refer, unique_names
 from handheld.models.spec import TensorSpec
 
@@ -35,6 +36,11 @@ def positional():
 
 def two():
     return torch.nn.Bilinear(4, 4, 2)
+
+def with_weights(checkpoint):
+    net = torch.nn.Identity()
+    net.__class__ = type("Named", (torch.nn.Identity,), {"__str__": lambda self: f"Net for {checkpoint}"})
+    return net
 
 def not_a_module():
     return 7
@@ -94,8 +100,24 @@ def test_unknown_models_are_sentences(model: str, said: str) -> None:
 def test_a_checkpoint_must_be_there_and_make_sense(tmp_path: Path, user_file: Path) -> None:
     with pytest.raises(HandheldError, match="no checkpoint at"):
         refer("efficientformerv2_s0", checkpoint=tmp_path / "none.pt")
-    with pytest.raises(HandheldError, match="goes with a zoo model or timm"):
-        refer(f"{user_file}:bare", checkpoint=user_file)
+    (tmp_path / "net.onnx").touch()
+    with pytest.raises(HandheldError, match=r"goes with a zoo model, .* not with .*net\.onnx"):
+        refer(str(tmp_path / "net.onnx"), checkpoint=user_file)
+
+
+def test_a_function_takes_the_checkpoint_if_it_has_an_argument(user_file: Path) -> None:
+    model = load(refer(f"{user_file}:with_weights", checkpoint=user_file, inputs=["input=1x3"]))
+    assert str(model.module) == f"Net for {user_file}" and model.weights == f"checkpoint {user_file.name}"
+    with pytest.raises(HandheldError, match=r"bare in .* takes no argument.*\n  Define it as: def bare\(checkpoint\)"):
+        load(refer(f"{user_file}:bare", checkpoint=user_file))
+
+
+def test_a_zoo_models_own_samples_are_the_golden_inputs() -> None:
+    model = load(refer("mobiler2l_tiny_camera"))
+    assert len(model.samples) == len(CASES) and torch.equal(model.args[0], model.samples[0][0])
+    for (pose,) in model.samples:
+        assert torch.allclose(pose[0, :, :3].T @ pose[0, :, :3], torch.eye(3), atol=1e-6)
+        assert torch.allclose(pose[0, :, 3], 4 * pose[0, :, 2], atol=1e-6)  # backward, at a distance of 4
 
 
 def test_a_users_function_with_dict_inputs_and_samples(user_file: Path) -> None:
