@@ -30,7 +30,7 @@ from handheld.export.formats.base import Format, Options
 from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, WORST, Golden, Manifest, ProgramRecord
 from handheld.export.process import Children
 from handheld.export.recipe import Recipe
-from handheld.models import zoo
+from handheld.models import checkpoint, zoo
 from handheld.models.source import FOREIGN, ModelReference
 from handheld.record import Record
 
@@ -214,7 +214,7 @@ class _Run:
             return None
         return key_of(
             model=model.model_dump(mode="json", exclude={"checkpoint"}),
-            checkpoint=files.sha256_of_file(model.checkpoint) if model.checkpoint else None,
+            checkpoint=[files.sha256_of_file(part) for part in checkpoint.parts(model.checkpoint)],
             label=self.request.label,
             own=own_source_hash(),
             provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
@@ -415,10 +415,13 @@ def disk_refusal(place: Path, weight_bytes: int) -> str | None:
 
 @memoize
 def own_source_hash() -> str:
-    """SHA-256 over handheld's own models and export source: what a zoo model's program and every file depend on."""
+    """SHA-256 over handheld's own models and export source: what a zoo model's program and every file depend on.
+
+    Architectures and photographs (which are inputs) belong to it.
+    """
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for folder in (root, root.parent / "models"):
-        for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.png"))):  # photographs are inputs
+        for path in sorted(path for kind in ("*.py", "*.toml", "*.png") for path in folder.rglob(kind)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from handheld.errors import HandheldError
 from handheld.export import golden
@@ -27,6 +29,10 @@ Arrays = golden.Arrays
 
 MAX_STORED_CASES = 32
 """Realistic samples kept as golden inputs, at most: each is stored whole."""
+MAX_MACS = 400e9
+"""What the seeded cases may cost together, in multiply-accumulates of one run each: a large UNet's take ten seconds."""
+MIN_CASES = 2
+"""Seeded cases that there are whatever they cost."""
 
 
 class Boundaried(nn.Module):
@@ -147,12 +153,17 @@ class Reference:
         self._stored: list[Arrays | None] = []
         self._inputs: list[Arrays] = []
         cases: list[Case] = []
+        results: list[Arrays] = []
+        counter = FlopCounterMode(display=False)
         for kind, seed, stored in self._draws(model, boundary):
+            if len(cases) >= MIN_CASES and counter.get_total_flops() / 2 * (len(cases) + 1) > MAX_MACS and not stored:
+                break
             arrays = stored or golden.draw(self._golden, Case(kind=kind, seed=seed, sha256=""))
             cases.append(Case(kind=kind, seed=seed, sha256=golden.hash_of(arrays)))
             self._stored.append(stored)
             self._inputs.append(arrays)
-        results = [self._run(module, index, model, name) for index in range(len(cases))]
+            with nullcontext() if results else counter:
+                results.append(self._run(module, len(results), model, name))
         names = _output_names(model, [spec.name for spec in inputs])
         self.outputs = tuple(
             TensorSpec(output, array.shape, cast(Any, array.dtype.name))

@@ -1,6 +1,7 @@
 """Loading trained weights, safely: nothing in the file is ever executed, and every tensor must find its place."""
 
 import argparse
+import json
 import re
 import warnings
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handheld.errors import HandheldError
+from handheld.models.lookalike import looks_like
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +19,8 @@ SAFETENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("model", "state_dict")
 """Under these keys a training script keeps the weights: the authors of EfficientFormerV2 under the first."""
+INDEX = ".safetensors.index.json"
+"""Ends the name of the file that says which of a sharded checkpoint's files holds which tensor."""
 COUNTER = "num_batches_tracked"
 """Batch norm's count of training steps: nothing that is computed depends on it, and not every checkpoint has it."""
 SHOWN = 20
@@ -51,7 +55,8 @@ def load(
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
     unfit: list[str] = []
-    for original, tensor in read(path, under=under).items():
+    contents = read(path, under=under)
+    for original, tensor in contents.items():
         name = rename(original)
         if name is None or name.endswith(COUNTER):
             continue
@@ -64,7 +69,7 @@ def load(
             unfit.append(f"unfit {label}: expected {_describe(expected[name])}, came {_describe(tensor)}")
     missing = [f"missing {name}: expected {_describe(expected[name])}" for name in expected if name not in found]
     if missing or unexpected or unfit:
-        raise _misfit(path, type(module).__name__, missing, unexpected, unfit)
+        raise _misfit(path, type(module).__name__, missing, unexpected, unfit, looks_like(contents))
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(found[name].reshape(tensor.shape))
@@ -75,11 +80,21 @@ def read(path: Path, *, under: str | None = None) -> "dict[str, Tensor]":
 
     A dictionary that keeps its weights under `model` or `state_dict` is unwrapped. One that has the key `under` may
     hold anything beside it, a pickled module for example: objects of other classes become empty stand-ins, and none of
-    their code runs. Raises `HandheldError` for a file
-    that is not there, cannot be read, is truncated or corrupt, is no checkpoint, or would run code when loaded.
+    their code runs. A folder, or the index of a sharded checkpoint, is read as `parts` says. Raises `HandheldError` for
+    a file that is not there, cannot be read, is truncated or corrupt, is no checkpoint, or would run code when loaded.
     """
+    tensors: dict[str, Tensor] = {}
+    for part in parts(path):
+        tensors |= _read_file(part, under)
+    return tensors
+
+
+def _read_file(path: Path, under: str | None) -> "dict[str, Tensor]":
     if path.suffix not in SAFETENSORS + PICKLES:
-        raise HandheldError(f"{path}: expected a checkpoint that ends in {', '.join(SAFETENSORS + PICKLES)}.")
+        raise HandheldError(
+            f"{path}: expected a checkpoint that ends in {', '.join(SAFETENSORS + PICKLES)} or {INDEX}, or a folder "
+            "with one."
+        )
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -87,6 +102,42 @@ def read(path: Path, *, under: str | None = None) -> "dict[str, Tensor]":
         raise HandheldError(f"cannot read the checkpoint {path}: {error.strerror}.") from error
     contents = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickle(path, start, under)
     return _unwrap(path, contents, under)
+
+
+def parts(path: Path | None) -> tuple[Path, ...]:
+    """The files of a checkpoint: itself; of a folder (as diffusers and transformers write them) the one that it holds;
+    of an index its shards. Nothing for None.
+
+    Raises `HandheldError` for a folder without a checkpoint or with several, and for an index that cannot be followed.
+    """
+    if path is None:
+        return ()
+    if path.is_dir():
+        indices = sorted(path.glob(f"*{INDEX}"))
+        found = indices or sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or ", ".join(file.name for file in sorted(path.iterdir()))
+            raise HandheldError(
+                f"{path}: expected a folder with one checkpoint ({', '.join(SAFETENSORS + PICKLES)}); it holds "
+                f"{names or 'nothing'}.",
+                hint="Name the file itself.",
+            )
+        return parts(found[0])
+    if not path.name.endswith(INDEX):
+        return (path,)
+    try:
+        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        inside = [shard for shard in shards if Path(shard).name == shard and Path(shard).suffix in SAFETENSORS]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HandheldError(f"{path} is no index of a sharded checkpoint: {type(error).__name__}: {error}.") from error
+    if inside != shards:
+        raise HandheldError(f"{path} names {', '.join(map(str, shards))}: expected .safetensors files beside it.")
+    if absent := [shard for shard in shards if not (path.parent / shard).is_file()]:
+        raise HandheldError(
+            f"{path} is sharded, and {len(absent)} of its {len(shards)} files are not there: {', '.join(absent)}.",
+            hint="Copy or download them beside it.",
+        )
+    return tuple(path.parent / shard for shard in shards)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -206,12 +257,15 @@ def _describe(tensor: "Tensor") -> str:
     return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _misfit(path: Path, what: str, missing: list[str], unexpected: list[str], unfit: list[str]) -> HandheldError:
+def _misfit(
+    path: Path, what: str, missing: list[str], unexpected: list[str], unfit: list[str], like: str | None
+) -> HandheldError:
     lines = missing + unexpected + unfit
     shown = "".join(f"\n    {line}" for line in lines[:SHOWN])
     more = f"\n    and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    looks = f" It looks like {like}." if like else ""
     return HandheldError(
         f"{path} does not fit {what}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
-        f"{len(unfit)} of another shape or kind.{shown}{more}",
+        f"{len(unfit)} of another shape or kind.{looks}{shown}{more}",
         hint="Is it the checkpoint of another model or size? handheld models lists those that there are.",
     )

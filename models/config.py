@@ -11,7 +11,7 @@ A stage is a line of layers, in the order in which they are computed:
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -19,10 +19,8 @@ from handheld.errors import HandheldError
 from handheld.models.spec import TensorSpec
 from handheld.record import Record
 
-Spatial = Literal["res", "attn", "cross"]
-Temporal = Literal["conv1d", "conv3d", "self1d", "self3d", "cross1d", "cross3d"]
-Layer = Spatial | Temporal
-TEMPORAL: tuple[str, ...] = get_args(Temporal)
+TEMPORAL = ("conv1d", "conv3d", "self1d", "self3d", "cross1d", "cross3d")
+Layer = Literal["res", "attn", "cross", "conv1d", "conv3d", "self1d", "self3d", "cross1d", "cross3d"]
 TIMESTEPS = 1000
 """Of the training schedule: a timestep is below it."""
 

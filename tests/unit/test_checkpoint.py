@@ -1,6 +1,7 @@
 """Checkpoints: what is loaded, what is refused, and the sentences that people read then."""
 
 import argparse
+import json
 import os
 import pickle
 import random
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from handheld.errors import HandheldError
-from handheld.models import checkpoint, efficientformerv2
+from handheld.models import checkpoint, efficientformerv2, zoo
 from handheld.models.probe import apply_probe_weights
 
 
@@ -257,10 +258,74 @@ def test_other_files(tmp_path: Path) -> None:
         archive.writestr("photos/cat.txt", "cat")
     assert "photos.pt is truncated, corrupt or no checkpoint: " in error_of(tmp_path / "photos.pt")
     assert error_of(tmp_path / "weights.h5") == (
-        f"{tmp_path}/weights.h5: expected a checkpoint that ends in .safetensors, .pt, .pth, .bin, .ckpt."
+        f"{tmp_path}/weights.h5: expected a checkpoint that ends in .safetensors, .pt, .pth, .bin, .ckpt or "
+        ".safetensors.index.json, or a folder with one."
     )
     assert error_of(tmp_path / "absent.pt") == (
         f"cannot read the checkpoint {tmp_path}/absent.pt: No such file or directory."
     )
     (tmp_path / "folder.pt").mkdir()
     assert error_of(tmp_path / "folder.pt").endswith("folder.pt: Is a directory.")
+
+
+def sharded(folder: Path, state: dict[str, torch.Tensor], suffix: str = ".index.json") -> Path:
+    """Two shards and the index that diffusers and transformers write beside them."""
+    folder.mkdir()
+    names = sorted(state)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for shard, inside in shards.items():
+        save_file({name: state[name] for name in inside}, folder / shard)
+    index = folder / f"model.safetensors{suffix}"
+    index.write_text(json.dumps({"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}))
+    return index
+
+
+def test_sharded_and_half(tmp_path: Path) -> None:
+    state = {name: t.half() if t.is_floating_point() else t for name, t in weights().items()}
+    index = sharded(tmp_path / "unet", state)
+    assert_loads(index, state)
+    assert_loads(tmp_path / "unet", state)
+    assert len(checkpoint.parts(tmp_path / "unet")) == 2
+    (tmp_path / "unet" / "model-00002-of-00002.safetensors").unlink()
+    assert "1 of its 2 files are not there: model-00002-of-00002.safetensors" in error_of(index)
+
+
+def test_a_folder_holds_one_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    assert "it holds config.json" in error_of(tmp_path)
+    save_file(weights(), tmp_path / "a.safetensors")
+    assert_loads(tmp_path, weights())
+    save_file(weights(), tmp_path / "b.safetensors")
+    assert "it holds a.safetensors, b.safetensors" in error_of(tmp_path)
+
+
+def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    assert "expected .safetensors files beside it" in error_of(index)
+    index.write_text("[]")
+    assert "is no index of a sharded checkpoint" in error_of(index)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("sd15_unet_tiny", "It looks like a UNet in diffusers' names (widths 32, 64; text 32 wide)."),
+        ("sd15_decoder_tiny", "It looks like an autoencoder in diffusers' names (widths 64, 32)."),
+        ("efficientformerv2_s0", "It looks like EfficientFormer in timm's names."),
+        ("mobiler2l_forward", "It looks like MobileR2L."),
+        ("clip_text_tiny", "It looks like CLIP's text encoder."),
+    ],
+)
+def test_what_a_misfit_looks_like(tmp_path: Path, model: str, said: str) -> None:
+    save_file(zoo.get(model).build(None).state_dict(), tmp_path / "weights.safetensors")
+    assert said in error_of(tmp_path / "weights.safetensors")
+
+
+def test_other_widths_are_named(tmp_path: Path) -> None:
+    save_file(zoo.get("snapfusion_unet_tiny").build(None).state_dict(), tmp_path / "weights.safetensors")
+    said = error_of(tmp_path / "weights.safetensors", zoo.get("sd15_unet_tiny").build(None))
+    assert "does not fit UNet" in said and "tensors missing" in said
+    wide = {name: t.repeat(2, *[1] * (t.ndim - 1)) for name, t in weights().items() if t.ndim}
+    save_file(wide, tmp_path / "wide.safetensors")
+    assert "unfit 0.weight: expected 4x3x3x3 float32, came 8x3x3x3 float32" in error_of(tmp_path / "wide.safetensors")
