@@ -34,6 +34,7 @@ from handheld.export.rewrites.scaled_sums import ScaledSums
 from handheld.export.rewrites.single_flips import SingleFlips
 from handheld.export.rewrites.softmax_3d import Softmax3d
 from handheld.export.rewrites.stable_log_softmax import StableLogSoftmax
+from handheld.export.rewrites.tabulate import HIGH, Tabulate
 from handheld.export.rewrites.tanh_gelu import TanhGelu
 from handheld.export.rewrites.typed_reductions import TypedReductions
 from handheld.export.rewrites.unpadded_conv_transpose import UnpaddedConvTranspose
@@ -45,11 +46,13 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMON", "TABLE", "Rewrite", "RewriteError", "apply"]
 
-COMMON: tuple[type[Rewrite], ...] = (RemoveNoops, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel, MergeViews)
+COMMON: tuple[type[Rewrite], ...] = (
+    *(RemoveNoops, Tabulate, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel, MergeViews),
+)
 """What every format gains by, and what a format that the table does not know gets: less to convert, store, compute."""
 
 _XNNPACK: tuple[type[Rewrite], ...] = (
-    *(RemoveNoops, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
+    *(RemoveNoops, Tabulate, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
     *(TanhGelu, PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
     *(ChainedBatchNorm, MaxValues, NearestByIndex, ResizeByMatrix),
 )
@@ -97,6 +100,8 @@ def apply(program: "Program", format_name: str) -> "tuple[Program, dict[str, int
     stage = OutOfPlace.name
     try:
         module = _functional(program, counts)
+        for node, spec in zip(module.graph.find_nodes(op="placeholder"), program.inputs, strict=True):
+            node.meta[HIGH] = spec.high
         for kind in TABLE.get(format_name, COMMON):
             stage = kind.name
             counts[stage] = counts.get(stage, 0) + _run(kind(), module)
