@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.formats.base import Format, Inspection, Options, Signature
-from handheld.export.manifest import Boundary, ProgramRecord, Stage, Work
+from handheld.export.manifest import Boundary, ProgramRecord, Schedule, Stage, Work
 from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
 from handheld.export.recipe import Recipe
 from handheld.models.source import ModelReference
@@ -33,6 +33,7 @@ class TraceRequest(Record):
     model: ModelReference
     layout: Literal["nchw", "nhwc"]
     bake: bool
+    schedule: Schedule | None = None
 
 
 class ConvertRequest(Record):
@@ -109,7 +110,8 @@ def trace(request: TraceRequest, folder: Path, start: float) -> Reply:
 
     model = source.load(request.model)
     picture = tracing.picture_of(model) if request.bake else None
-    program, reference = tracing.trace(model, request.model.label, Boundary(layout=request.layout, picture=picture))
+    boundary = Boundary(layout=request.layout, picture=picture, schedule=request.schedule)
+    program, reference = tracing.trace(model, request.model.label, boundary)
     program.save(folder / PROGRAM)
     sha256 = tracing.program_hash(program)
     reference.write(folder, sha256)

@@ -3,11 +3,13 @@
 Both are frozen, versioned, and enough to check an artifact years later without torch or the model's source.
 """
 
+from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import field_validator
 
+from handheld.errors import HandheldError
 from handheld.export.formats.base import Inspection, Options, Signature
 from handheld.export.recipe import Recipe
 from handheld.models.spec import Preprocessing, TensorSpec
@@ -35,6 +37,32 @@ class Stage(Record):
     max_error: float
 
 
+class Schedule(Record):
+    """An input of one element that takes its values from a list: the file takes their places in it, an int32."""
+
+    input: str
+    values: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `NAME=V,V,…`. Raises `HandheldError` if it is not that."""
+        name, _, listed = text.partition("=")
+        try:
+            values = tuple(float(value) for value in listed.split(","))
+        except ValueError:
+            values = ()
+        if not name.strip() or not values or not all(map(isfinite, values)):
+            raise HandheldError(
+                f"--schedule {text!r}: expected the name of an input and the numbers that it takes.",
+                hint="Type: --schedule timestep=981,961,941",
+            )
+        return cls(input=name.strip(), values=values)
+
+    def index(self, seed: int) -> int:
+        """The place that the golden case of this seed takes: the first for seed 0, the last for 5, evenly between."""
+        return seed * (len(self.values) - 1) // 5 % len(self.values)
+
+
 class Boundary(Record):
     """What was put between the file's inputs and outputs and the model's own."""
 
@@ -42,6 +70,8 @@ class Boundary(Record):
     """Of rank-4 inputs and outputs."""
     picture: Preprocessing | None = None
     """With it, the image input is a uint8 picture, and scaling to [0, 1], mean and std are in the graph."""
+    schedule: Schedule | None = None
+    """With it, that input is an index into these values, which are in the graph."""
 
 
 class Case(Record):

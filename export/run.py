@@ -27,7 +27,7 @@ from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
 from handheld.export.child import PROGRAM_RECORD, REPLY, REQUEST
 from handheld.export.formats.base import Format, Options
-from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, WORST, Golden, Manifest, ProgramRecord
+from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, WORST, Golden, Manifest, ProgramRecord, Schedule
 from handheld.export.process import Children
 from handheld.export.recipe import Recipe
 from handheld.models import checkpoint, zoo
@@ -104,6 +104,7 @@ class Request:
     out: Path = Path("out")
     layout: Literal["nchw", "nhwc"] = "nchw"
     bake: bool = False
+    schedule: Schedule | None = None
     options: Options = field(default_factory=Options)
     jobs: int = 2
     timeout: float = 3600
@@ -113,7 +114,7 @@ class Request:
     def label(self) -> str:
         """The model's folder below `out`: another boundary is another model to whoever feeds it."""
         parts = [self.model.label, *(["nhwc"] if self.layout == "nhwc" else []), *(["picture"] if self.bake else [])]
-        return ".".join(parts)
+        return ".".join([*parts, *([f"{len(self.schedule.values)}steps"] if self.schedule else [])])
 
 
 def export(request: Request, progress: Progress = lambda *_: None, *, cache: Cache | None = None) -> ExportReport:
@@ -164,6 +165,8 @@ class _Run:
         """A model that is no PyTorch program: one artifact, with its own reference."""
         model = self.request.model
         target = formats.get(FOREIGN[model.kind])
+        if self.request.schedule:
+            raise HandheldError(f"--schedule changes a PyTorch program; {Path(model.target).name} is none.")
         if self.request.to != ALL and target.name not in [f.name for f in self.formats]:
             raise HandheldError(
                 f"{Path(model.target).name} can become {target.name} only, not {', '.join(self.request.to)}.",
@@ -216,6 +219,7 @@ class _Run:
             model=model.model_dump(mode="json", exclude={"checkpoint"}),
             checkpoint=[files.sha256_of_file(part) for part in checkpoint.parts(model.checkpoint)],
             label=self.request.label,
+            schedule=self.request.schedule and self.request.schedule.model_dump(),
             own=own_source_hash(),
             provider=zoo.provider_version(model.target) if model.kind == "zoo" else None,
             versions=versions.installed(("torch", "numpy", "timm")),
@@ -226,7 +230,9 @@ class _Run:
             raise missing_extra("tracing a model", "all", "torch")
         self.progress("trace", "started")
         request = self.request
-        task = child.TraceRequest(model=request.model, layout=request.layout, bake=request.bake)
+        task = child.TraceRequest(
+            model=request.model, layout=request.layout, bake=request.bake, schedule=request.schedule
+        )
         with self.cache.workspace() as work:
             reply, log = self._child(task, work, "trace")
             if reply.failed or reply.program is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from handheld.errors import HandheldError
 from handheld.export import golden
-from handheld.export.manifest import Boundary, Case, Golden
+from handheld.export.manifest import Boundary, Case, Golden, Schedule
 from handheld.export.program import Program
 from handheld.models import inputs as drawing
 from handheld.models.source import LoadedModel, unique_names
@@ -55,6 +56,11 @@ class Boundaried(nn.Module):
             offset = [-mean / std for mean, std in zip(boundary.picture.mean, boundary.picture.std, strict=True)]
             self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
             self.register_buffer("offset", torch.tensor(offset).view(-1, 1, 1), persistent=False)
+        self.values: torch.Tensor
+        self._index = names.index(boundary.schedule.input) if boundary.schedule else None
+        if boundary.schedule and self._index is not None:
+            values = torch.tensor(boundary.schedule.values, dtype=leaves[self._index].dtype)
+            self.register_buffer("values", values, persistent=False)
 
         def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self._call(tensors)
@@ -66,8 +72,10 @@ class Boundaried(nn.Module):
 
     def _call(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         leaves = []
-        for tensor, picture, image in zip(tensors, self._pictures, self._images, strict=True):
+        for index, (tensor, picture, image) in enumerate(zip(tensors, self._pictures, self._images, strict=True)):
             leaf = tensor.permute(0, 3, 1, 2) if image else tensor
+            if index == self._index:
+                leaf = self.values.index_select(0, leaf.reshape(1)).reshape(leaf.shape)
             leaves.append(leaf.float() * self.scale + self.offset if picture else leaf)
         args, kwargs = _pytree.tree_unflatten(leaves, self._structure)
         outputs = _pytree.tree_leaves(self.module(*args, **kwargs))
@@ -88,10 +96,26 @@ def boundary_specs(specs: Sequence[TensorSpec], boundary: Boundary) -> tuple[Ten
         picture = boundary.picture and len(shape) == 4 and dtype == "float32" and shape[1] == len(boundary.picture.mean)
         if len(shape) == 4 and boundary.layout == "nhwc":
             shape = (shape[0], shape[2], shape[3], shape[1])
-        result.append(
-            TensorSpec(spec.name, shape, "uint8", 256) if picture else TensorSpec(spec.name, shape, dtype, spec.high)
-        )
+        if boundary.schedule and spec.name == boundary.schedule.input:
+            result.append(TensorSpec(spec.name, shape, "int32", len(boundary.schedule.values)))
+        elif picture:
+            result.append(TensorSpec(spec.name, shape, "uint8", 256))
+        else:
+            result.append(TensorSpec(spec.name, shape, dtype, spec.high))
     return tuple(result)
+
+
+def _require_schedulable(schedule: Schedule, specs: Sequence[TensorSpec], name: str) -> None:
+    found = next((spec for spec in specs if spec.name == schedule.input), None)
+    if found is None or math.prod(found.shape) != 1 or found.dtype == "bool":
+        fitting = [spec.name for spec in specs if math.prod(spec.shape) == 1 and spec.dtype != "bool"]
+        raise HandheldError(
+            f"--schedule {schedule.input}: expected an input of one number; {name} takes {', '.join(map(str, specs))}.",
+            hint=f"Type: --schedule {fitting[0]}=V,V,…" if fitting else "This model has no input of one number.",
+        )
+    broken = [value for value in schedule.values if value % 1]
+    if broken and "int" in found.dtype:
+        raise HandheldError(f"--schedule {schedule.input}: {found} takes whole numbers; came {broken[0]:g}.")
 
 
 def trace(model: LoadedModel, name: str, boundary: Boundary) -> tuple[Program, "Reference"]:
@@ -99,6 +123,8 @@ def trace(model: LoadedModel, name: str, boundary: Boundary) -> tuple[Program, "
 
     Raises `HandheldError` if the model cannot be run or traced, with the model's own line.
     """
+    if boundary.schedule:
+        _require_schedulable(boundary.schedule, model.specs, name)
     inputs = boundary_specs(model.specs, boundary)
     if boundary.picture and all(spec.dtype != "uint8" for spec in inputs):
         raise HandheldError(
@@ -175,7 +201,8 @@ class Reference:
     @staticmethod
     def _draws(model: LoadedModel, boundary: Boundary) -> Iterator[tuple[str, int, Arrays | None]]:
         """Samples first; then the seeded cases, all of them unless there are samples enough."""
-        samples = [_at_boundary(sample, boundary) for sample in model.samples[:MAX_STORED_CASES]]
+        names = [spec.name for spec in model.specs]
+        samples = [_at_boundary(sample, boundary, names) for sample in model.samples[:MAX_STORED_CASES]]
         for sample in samples:
             yield "stored", 0, sample
         yield from ((case.kind, case.seed, None) for case in drawing.cases(model.preprocessing)[len(samples) :])
@@ -200,10 +227,14 @@ class Reference:
         golden.write(folder, record, self._stored, self._results)
 
 
-def _at_boundary(sample: Sequence[torch.Tensor], boundary: Boundary) -> Arrays:
+def _at_boundary(sample: Sequence[torch.Tensor], boundary: Boundary, names: Sequence[str]) -> Arrays:
+    """A sample of the model's inputs as the program takes them: of a scheduled one, the place of the nearest value."""
     arrays = []
-    for tensor in sample:
+    for tensor, name in zip(sample, names, strict=True):
         array = tensor.detach()
+        if boundary.schedule and name == boundary.schedule.input:
+            distances = (torch.tensor(boundary.schedule.values) - array.reshape(1)).abs()
+            array = distances.argmin().to(torch.int32).reshape(array.shape)
         if _is_picture(array, boundary):
             assert boundary.picture
             std, mean = (torch.tensor(v).view(-1, 1, 1) for v in (boundary.picture.std, boundary.picture.mean))

@@ -16,11 +16,13 @@ from handheld.benchmarks.report.summary import report
 from handheld.errors import HandheldError
 from handheld.export import run as exporting
 from handheld.export.formats.base import Options
+from handheld.export.manifest import Schedule
 from handheld.export.run import ExportReport, Request
 from handheld.export.show import show
 from handheld.models.source import refer
 from handheld.models.spec import Preprocessing
 from handheld.record import Record
+from handheld.runtimes.pipelines.render import render
 from handheld.runtimes.run import run
 
 Progress = Callable[[str, str], None]
@@ -46,6 +48,8 @@ class ExportOptions(TypedDict, total=False):
     mean: Sequence[float] | None
     std: Sequence[float] | None
     """Of pictures in [0, 1]; the model's own if left out."""
+    schedule: str | None
+    """`NAME=V,V,…`: that input becomes an index (int32) into these values, whatever depends on it alone a table."""
     deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"]
     jobs: int
     timeout: float
@@ -125,7 +129,7 @@ def check(
 
 
 def _request(model: str, options: ExportOptions) -> Request:
-    checkpoint = options.get("checkpoint")
+    checkpoint, schedule = options.get("checkpoint"), options.get("schedule")
     return Request(
         model=refer(
             model,
@@ -140,6 +144,7 @@ def _request(model: str, options: ExportOptions) -> Request:
         out=Path(options.get("out", "out")),
         layout=options.get("layout", "nchw"),
         bake=options.get("bake_preprocessing", False),
+        schedule=Schedule.parse(schedule) if schedule is not None else None,
         options=Options(deployment_target=options.get("deployment_target", "iOS17")),
         jobs=options.get("jobs", 2),
         timeout=options.get("timeout", 3600),
@@ -157,4 +162,4 @@ def _preprocessing(mean: Sequence[float] | None, std: Sequence[float] | None) ->
     return Preprocessing(tuple(mean), tuple(std))
 
 
-__all__ = ["ExportOptions", "ShipReport", "bench", "check", "export", "fuzz", "report", "run", "ship", "show"]
+__all__ = ["ExportOptions", "ShipReport", "bench", "check", "export", "fuzz", "render", "report", "run", "ship", "show"]

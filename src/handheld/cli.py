@@ -66,6 +66,15 @@ Bake = Annotated[
 ]
 Mean = Annotated[str | None, typer.Option(help="Per channel, of pictures in [0, 1]: 0.485,0.456,0.406.")]
 Std = Annotated[str | None, typer.Option(help="Per channel, of pictures in [0, 1]: 0.229,0.224,0.225.")]
+FixedSchedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME=V,V,…",
+        help="The values that a one-number input takes, such as timestep=981,961,941: the file takes their places in "
+        "this list, and holds a table of what depends on nothing else.",
+    ),
+]
 DeploymentTarget = Annotated[
     Literal["iOS15", "iOS16", "iOS17", "iOS18"], typer.Option(help="The oldest iOS that the Core ML file must run on.")
 ]
@@ -138,6 +147,7 @@ def export(
     bake_preprocessing: Bake = False,
     mean: Mean = None,
     std: Std = None,
+    schedule: FixedSchedule = None,
     deployment_target: DeploymentTarget = "iOS17",
     jobs: Jobs = 2,
     timeout: Timeout = 3600,
@@ -166,6 +176,7 @@ def export(
                 bake_preprocessing=bake_preprocessing,
                 mean=_numbers(mean, "mean"),
                 std=_numbers(std, "std"),
+                schedule=schedule,
                 deployment_target=deployment_target,
                 jobs=jobs,
                 timeout=timeout,
@@ -197,6 +208,7 @@ def ship(
     bake_preprocessing: Bake = False,
     mean: Mean = None,
     std: Std = None,
+    schedule: FixedSchedule = None,
     deployment_target: DeploymentTarget = "iOS17",
     jobs: Jobs = 2,
     timeout: Timeout = 3600,
@@ -223,6 +235,7 @@ def ship(
                 bake_preprocessing=bake_preprocessing,
                 mean=_numbers(mean, "mean"),
                 std=_numbers(std, "std"),
+                schedule=schedule,
                 deployment_target=deployment_target,
                 jobs=jobs,
                 timeout=timeout,
@@ -371,6 +384,55 @@ def run(
             _document(done)
         else:
             views.show_run(console(), done)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  handheld render out/mobiler2l_tiny_camera --pose 30,-25 --on onnx --out view.png\n"
+    "  handheld render out/mobiler2l_tiny_camera --pose 0,-25,4 --frames 36 --on litert --out orbit.gif\n"
+    "  handheld render out/camera --truth out/light_field/truth --out views.png\n\n"
+    "A pose is THETA,PHI[,RADIUS] (degrees around, degrees above as a negative number, distance: 4), or a .json or .npy "
+    "with a 3x4 or 4x4 camera-to-world matrix. Views of several formats come as one labelled sheet."
+)
+def render(
+    artifact: Annotated[Path, typer.Argument(metavar="DIR_OR_ARTIFACT", help="A camera, or the folder of a model's.")],
+    pose: Annotated[
+        list[str] | None,
+        typer.Option(help="From where; may be given several times. Left out: as the model was exported with."),
+    ] = None,
+    on: Annotated[str, typer.Option(help="Formats or runtimes, separated by commas: all that are there.")] = "",
+    frames: Annotated[int, typer.Option(min=1, help="Go around the scene in so many views.")] = 1,
+    out: Annotated[Path, typer.Option(help="A .png, or a .gif for an animation.")] = Path("view.png"),
+    truth: Annotated[Path | None, typer.Option(help="A folder of .png to compare with, one for each pose.")] = None,
+    threads: Threads = 2,
+    timeout: Timeout = 600,
+    json: Json = False,
+) -> None:
+    """Render views of a scene from exported cameras.
+
+    In any runtime, without torch: a camera takes a pose and gives a picture.
+    """
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.render(
+                artifact,
+                pose or (),
+                on=_names(on),
+                frames=frames,
+                out=out,
+                truth=truth,
+                threads=threads,
+                timeout=timeout,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_render(console(), done)
+        raise typer.Exit(done.exit_code)
 
 
 @app.command(

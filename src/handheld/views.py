@@ -22,6 +22,7 @@ from handheld.export.formats.base import Inspection
 from handheld.export.run import Cell, ExportReport
 from handheld.export.show import Shown
 from handheld.runtimes import host, targets
+from handheld.runtimes.pipelines.render import RenderReport
 from handheld.runtimes.run import RunReport
 
 if TYPE_CHECKING:
@@ -282,6 +283,22 @@ def show_run(out: Console, done: RunReport) -> None:
         show_table(out, "Best classes", [">class", ">score"], [[str(t.index), f"{t.score:.4f}"] for t in done.top])
     if done.written:
         out.print(f"Outputs: {done.written}", soft_wrap=True)
+
+
+def show_render(out: Console, done: RenderReport) -> None:
+    """The views, how close each comes to what is known of it, and where the pictures are."""
+    rows = [
+        [v.artifact, v.pose, *("–" if db is None else _db(db) for db in (v.eager_db, v.truth_db)), v.runtime, v.basis]
+        for v in done.views
+    ]
+    columns = ["artifact", "pose", ">dB of eager", ">dB of truth", "runtime", "basis"]
+    show_table(out, "Views", columns, rows, caption="PSNR of pictures in [0, 1]: its range is 1")
+    if done.eager_truth_db:
+        mean = sum(done.eager_truth_db) / len(done.eager_truth_db)
+        out.print(f"eager PyTorch itself: {mean:.1f} dB of truth (mean of {len(done.eager_truth_db)} views)")
+    _reasons(out, done.not_run.items())
+    written = done.written
+    out.print(f"Pictures: {written[0]}" + (f" to {written[-1]}" if len(written) > 1 else ""), soft_wrap=True)
 
 
 def show_artifact(out: Console, shown: Shown) -> None:
