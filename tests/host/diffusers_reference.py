@@ -16,3 +16,21 @@ def transformers() -> Any:
         import transformers
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: F401 (it imports when asked)
     return transformers
+
+
+def diffusers() -> Any:
+    """The module, likewise."""
+    transformers()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+        from diffusers import (  # noqa: F401 (it imports when asked)
+            AutoencoderKL,
+            DDIMScheduler,
+            FlowMatchEulerDiscreteScheduler,
+            PNDMScheduler,
+            StableDiffusionPipeline,
+            UNet2DConditionModel,
+        )
+    return diffusers
