@@ -1,7 +1,7 @@
 """The run verb: one artifact, on inputs from files, in a child process."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ from handheld import runtimes
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.metrics import Closeness, closeness
-from handheld.export.show import show
+from handheld.export.show import Shown, show
 from handheld.record import Record
 from handheld.runtimes import targets
 from handheld.runtimes.base import Array
 from handheld.runtimes.inputfiles import read_inputs, whole_case
-from handheld.runtimes.job import Basis
+from handheld.runtimes.job import Basis, Result
 from handheld.runtimes.jobfolder import read_outputs, write_job
 
 
@@ -73,26 +73,7 @@ def run(
     shown = show(artifact)
     whole = whole_case(shown, inputs)
     arrays, made, expected = whole or (*read_inputs(shown, inputs), {})
-    runtime = runtimes.for_format(shown.format)
-    if reason := runtime.why_not():
-        raise HandheldError(f"{shown.path.name} cannot run here: {reason}")
-    target = targets.HostTarget()
-    with tempfile.TemporaryDirectory(prefix="handheld-run-") as place:
-        folder = Path(place)
-        signature = shown.signature
-        write_job(
-            folder,
-            shown.path,
-            format=shown.format,
-            runtime=runtime.name,
-            signature=signature,
-            cases=[arrays],
-            threads=threads,
-        )
-        result = target.run(folder, timeout)
-        if result.error:
-            raise HandheldError(f"{shown.path.name} failed in {result.error.stage}: {result.error.message}")
-        outputs = read_outputs(folder, result)[0]
+    result, (outputs,) = run_cases(shown, [arrays], threads=threads, timeout=timeout)
     if output:
         _write(output, outputs)
     return RunReport(
@@ -106,6 +87,33 @@ def run(
         parity={name: closeness(array, outputs[name]) for name, array in expected.items()},
         written=output,
     )
+
+
+def run_cases(
+    shown: Shown, cases: Sequence[Mapping[str, Array]], *, threads: int, timeout: float
+) -> tuple[Result, list[dict[str, Array]]]:
+    """Run an artifact on inputs by name, case after case in one child process; gives the outputs of each case.
+
+    Raises `HandheldError` if it cannot run here, or fails.
+    """
+    runtime = runtimes.for_format(shown.format)
+    if reason := runtime.why_not():
+        raise HandheldError(f"{shown.path.name} cannot run here: {reason}")
+    with tempfile.TemporaryDirectory(prefix="handheld-run-") as place:
+        folder = Path(place)
+        write_job(
+            folder,
+            shown.path,
+            format=shown.format,
+            runtime=runtime.name,
+            signature=shown.signature,
+            cases=cases,
+            threads=threads,
+        )
+        result = targets.HostTarget().run(folder, timeout)
+        if result.error:
+            raise HandheldError(f"{shown.path.name} failed in {result.error.stage}: {result.error.message}")
+        return result, read_outputs(folder, result)
 
 
 def _summarise(name: str, array: Array) -> OutputSummary:

@@ -1,8 +1,8 @@
 """handheld: lands neural networks on phones, and proves that every converted file computes what the model computes.
 
 The verbs of the command line are functions here: `handheld.export(...)`, `check`, `bench`, `report`, `ship`, `run`,
-`render`, `show`, `fuzz`. (`handheld.export` is also the package of the exporters; it can be called because its module can. Type
-checkers do not know such modules: `handheld.api.export` is the same function.)
+`render`, `show`, `fuzz`. (`handheld.export` is also the package of the exporters; it can be called because its module
+can. Type checkers do not know such modules: `handheld.api.export` is the same function.)
 """
 
 from typing import TYPE_CHECKING, Any

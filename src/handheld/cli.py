@@ -391,8 +391,8 @@ def run(
     "  handheld render out/mobiler2l_tiny_camera --pose 30,-25 --on onnx --out view.png\n"
     "  handheld render out/mobiler2l_tiny_camera --pose 0,-25,4 --frames 36 --on litert --out orbit.gif\n"
     "  handheld render out/camera --truth out/light_field/truth --out views.png\n\n"
-    "A pose is THETA,PHI[,RADIUS] (degrees around, degrees above as a negative number, distance: 4), or a .json or .npy "
-    "with a 3x4 or 4x4 camera-to-world matrix. Views of several formats come as one labelled sheet."
+    "A pose is THETA,PHI[,RADIUS] (degrees around, degrees above as a negative number, distance: 4), or a .json or "
+    ".npy with a 3x4 or 4x4 camera-to-world matrix. Views of several formats come as one labelled sheet."
 )
 def render(
     artifact: Annotated[Path, typer.Argument(metavar="DIR_OR_ARTIFACT", help="A camera, or the folder of a model's.")],

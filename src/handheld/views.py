@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -286,16 +287,19 @@ def show_run(out: Console, done: RunReport) -> None:
 
 
 def show_render(out: Console, done: RenderReport) -> None:
-    """The views, how close each comes to what is known of it, and where the pictures are."""
-    rows = [
-        [v.artifact, v.pose, *("–" if db is None else _db(db) for db in (v.eager_db, v.truth_db)), v.runtime, v.basis]
-        for v in done.views
-    ]
-    columns = ["artifact", "pose", ">dB of eager", ">dB of truth", "runtime", "basis"]
+    """How close each artifact's views come to what is known of them, and where the pictures are."""
+    rows = []
+    for name, group in groupby(done.views, key=lambda view: view.artifact):
+        seen = list(group)
+        eager = [view.eager_db for view in seen if view.eager_db is not None]
+        truth = [view.truth_db for view in seen if view.truth_db is not None]
+        closest = [_db(min(eager)) if eager else "–", f"{sum(truth) / len(truth):.1f}" if truth else "–"]
+        rows.append([name, str(len(seen)), *closest, seen[0].runtime, seen[0].basis])
+    columns = ["artifact", ">views", ">worst dB of eager", ">mean dB of truth", "runtime", "basis"]
     show_table(out, "Views", columns, rows, caption="PSNR of pictures in [0, 1]: its range is 1")
     if done.eager_truth_db:
         mean = sum(done.eager_truth_db) / len(done.eager_truth_db)
-        out.print(f"eager PyTorch itself: {mean:.1f} dB of truth (mean of {len(done.eager_truth_db)} views)")
+        out.print(f"eager PyTorch itself: {mean:.1f} dB of truth, the mean of {len(done.eager_truth_db)} views")
     _reasons(out, done.not_run.items())
     written = done.written
     out.print(f"Pictures: {written[0]}" + (f" to {written[-1]}" if len(written) > 1 else ""), soft_wrap=True)
