@@ -24,6 +24,7 @@ from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
 from handheld.benchmarks.fidelity.runs import Part, Ran, Reference, execute, save_worst, triples
 from handheld.benchmarks.fidelity.tolerances import tolerance
+from handheld.benchmarks.report import pictures
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.golden import GoldenData
@@ -73,7 +74,7 @@ def check(
     odd: list[OddOneOut] = []
     with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side() as (pool, stopped):
         gate = Gate(available_bytes())
-        started: list[tuple[Path, list[Future[Ran]]]] = []
+        started: list[tuple[Path, Reference, list[Future[Ran]]]] = []
         share = max(1, threads // min(AT_A_TIME, len(chosen) * sum(map(len, models))))
         for number, (target, model) in enumerate((target, model) for target in chosen for model in models):
             reference = Reference(model[0].folder.parent)
@@ -82,9 +83,11 @@ def check(
                 _Cell(found, reference, target, work / str(index), share, timeout, bisect, progress, gate, stopped)
                 for index, found in enumerate(model)
             ]
-            started.append((work, [pool.submit(cell.run) for cell in todo]))
-        for work, futures in started:
+            started.append((work, reference, [pool.submit(cell.run) for cell in todo]))
+        for work, reference, futures in started:
             ran, said = crosscheck.compare_with_each_other([future.result() for future in futures])
+            if any(one.compared for one in ran):
+                pictures.keep(reference.folder, reference.data(), ran)
             cells += [one.cell for one in ran]
             odd += said
             shutil.rmtree(work, ignore_errors=True)

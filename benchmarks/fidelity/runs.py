@@ -26,7 +26,7 @@ class Reference:
     """The golden data that all artifacts of a model are compared with: read and looked over once, when first asked."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._lock = threading.Lock()
         self._found: GoldenData | HandheldError | None = None
 
@@ -35,7 +35,7 @@ class Reference:
         with self._lock:
             if self._found is None:
                 try:
-                    self._found = _without_nan(GoldenData(self._folder))
+                    self._found = _without_nan(GoldenData(self.folder))
                 except HandheldError as error:
                     self._found = error
         if isinstance(self._found, HandheldError):

@@ -1,5 +1,6 @@
 """The report verb: one page of what the last check and bench of a folder found, in Markdown and JSON."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from handheld.benchmarks.cells import find
 from handheld.benchmarks.fidelity.check import CHECK
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
 from handheld.benchmarks.latency.bench import BENCH, BenchCell, BenchReport
+from handheld.benchmarks.report.pictures import path_of
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.manifest import Manifest
@@ -76,12 +78,18 @@ def report(folder: Path, *, out: Path | None = None) -> Written:
         if path.suffix == ".json":
             files.write_record(path, summary)
         else:
-            files.write_text(path, markdown(summary))
+            files.write_text(path, markdown(summary, path.parent))
     return Written(summary, tuple(wanted))
 
 
-def markdown(summary: ReportSummary) -> str:
-    """The report as Markdown."""
+PICTURES_BASIS = (
+    "What each artifact gave in the last check for the golden input that came out worst, beside the reference; below, "
+    "its difference from that."
+)
+
+
+def markdown(summary: ReportSummary, beside: Path) -> str:
+    """The report as Markdown, for a file in the folder `beside`: links are relative to that."""
     blocks = [f"# {', '.join(sorted({row.manifest.model for row in summary.rows}))}", _basis(summary)]
     header = ("artifact", "size MB", "conversion s", "peak MB", "PSNR dB", "limit dB", "top-1", "check", "latency ms")
     lines = [_line(header), _line(["---", *["---:"] * 6, "---", "---:"])]
@@ -92,8 +100,24 @@ def markdown(summary: ReportSummary) -> str:
     ]
     if notes:
         blocks.append("\n".join(["## Notes", "", *notes]))
+    if pictures := _pictures(summary, beside):
+        blocks.append("\n\n".join(["## Pictures", PICTURES_BASIS, *pictures]))
     blocks.append("\n".join(["## Versions", "", *(f"- {line}" for line in _versions(summary))]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _pictures(summary: ReportSummary, beside: Path) -> list[str]:
+    """Links to what the checks kept, one for each model and target."""
+    kept = {
+        path_of(row.folder.parent, check.target): f"{check.model} on {check.target}"
+        for row in summary.rows
+        for check in row.checks
+    }
+    return [
+        f"![{title}](<{os.path.relpath(path.resolve(), beside.resolve())}>)"
+        for path, title in kept.items()
+        if path.is_file()
+    ]
 
 
 def _basis(summary: ReportSummary) -> str:
