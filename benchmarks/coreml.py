@@ -18,8 +18,8 @@ from handheld.benchmarks.fidelity.bisect import cached_program
 from handheld.console import Progress, console, show_table
 from handheld.errors import HandheldError
 from handheld.export import files, versions
-from handheld.export.child import PROGRAM
 from handheld.export.golden import GoldenData
+from handheld.export.manifest import PROGRAM
 from handheld.export.metrics import psnr_db
 from handheld.export.process import Children, die_with_parent, peak_memory_bytes
 from handheld.record import Record

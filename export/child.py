@@ -16,14 +16,13 @@ from pydantic import Field, TypeAdapter
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.formats.base import Format, Inspection, Options, Signature
-from handheld.export.manifest import Boundary, ProgramRecord, Schedule, Stage, Work
+from handheld.export.manifest import PROGRAM, PROGRAM_RECORD, Boundary, ProgramRecord, Schedule, Stage, Work
 from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
 from handheld.export.recipe import Recipe
 from handheld.models.source import ModelReference
 from handheld.record import Record
 
 REQUEST, REPLY = "request.json", "reply.json"
-PROGRAM, PROGRAM_RECORD = "program.pt2", "program.json"
 
 
 class TraceRequest(Record):
@@ -56,6 +55,14 @@ class ForeignRequest(Record):
     recipe: Recipe
 
 
+class SplitRequest(Record):
+    """Cut the program in a folder into parts, each a program with golden data of its own."""
+
+    task: Literal["split"] = "split"
+    program: Path
+    parts: int
+
+
 class InspectRequest(Record):
     """Read a converted file without running it."""
 
@@ -64,7 +71,7 @@ class InspectRequest(Record):
     format: str
 
 
-Request = TraceRequest | ConvertRequest | ForeignRequest | InspectRequest
+Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | InspectRequest
 
 
 class Failed(Record):
@@ -89,6 +96,7 @@ class Reply(Record):
 
     failed: Failed | None = None
     program: ProgramRecord | None = None
+    parts: tuple[ProgramRecord, ...] = ()
     converted: Converted | None = None
     inspection: Inspection | None = None
 
@@ -153,6 +161,13 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     return Reply(converted=converted)
 
 
+def split(request: SplitRequest, folder: Path, start: float) -> Reply:
+    """Leave the parts in folders `1`, `2` and so on, each as `trace` leaves a program."""
+    from handheld.export import split as splitting
+
+    return Reply(parts=splitting.write(request.program, request.parts, folder, lambda: work_since(start)))
+
+
 def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:
     """Leave the artifact and its golden data in `folder`."""
     from handheld.export.foreign import take_in
@@ -185,6 +200,7 @@ def main(folder: Path) -> None:
         "trace": trace,
         "convert": convert,
         "foreign": foreign,
+        "split": split,
         "inspect": inspect,
     }
     try:

@@ -15,7 +15,9 @@ from handheld.export.recipe import Recipe
 from handheld.models.spec import Preprocessing, TensorSpec
 from handheld.record import Record
 
+PROGRAM, PROGRAM_RECORD = "program.pt2", "program.json"
 MANIFEST = "manifest.json"
+PARTS = "parts.json"
 GOLDEN = "golden.json"
 GOLDEN_ARRAYS = "golden.npz"
 WORST = "worst.npz"
@@ -127,6 +129,25 @@ class ProgramRecord(Record):
     exported: Stage
     work: Work
     versions: dict[str, str]
+
+
+class Part(Record):
+    """One part of a model that was cut: the name of its folder, and what it takes and gives."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Parts(Record):
+    """A model that was cut: run in this order, each takes by name what the model was given and the earlier gave.
+
+    The golden data beside it is the whole model's.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    parts: tuple[Part, ...]
 
 
 class Manifest(Record):

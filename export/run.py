@@ -14,7 +14,7 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache as memoize
 from pathlib import Path
 from typing import Literal
@@ -25,9 +25,22 @@ from handheld import __version__
 from handheld.errors import HandheldError, missing_extra
 from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
-from handheld.export.child import PROGRAM_RECORD, REPLY, REQUEST
+from handheld.export.child import REPLY, REQUEST
 from handheld.export.formats.base import Format, Options
-from handheld.export.manifest import GOLDEN, GOLDEN_ARRAYS, MANIFEST, WORST, Golden, Manifest, ProgramRecord, Schedule
+from handheld.export.manifest import (
+    GOLDEN,
+    GOLDEN_ARRAYS,
+    MANIFEST,
+    PARTS,
+    PROGRAM_RECORD,
+    WORST,
+    Golden,
+    Manifest,
+    Part,
+    Parts,
+    ProgramRecord,
+    Schedule,
+)
 from handheld.export.process import Children
 from handheld.export.recipe import Recipe
 from handheld.models import checkpoint, zoo
@@ -94,6 +107,20 @@ class ExportReport(Record):
         return 2 if not good or any(cell.status in ("failed", "refused") for cell in self.cells) else 0
 
 
+class SplitReport(Record):
+    """What a split did: the export of each part, in the order in which they run."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    folder: Path
+    parts: tuple[ExportReport, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of the parts'."""
+        return max(part.exit_code for part in self.parts)
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked of an export; see `handheld export --help` for each."""
@@ -109,12 +136,15 @@ class Request:
     jobs: int = 2
     timeout: float = 3600
     dry_run: bool = False
+    part: str = ""
+    """Which part of a model that is cut: "1of2"."""
 
     @property
     def label(self) -> str:
         """The model's folder below `out`: another boundary is another model to whoever feeds it."""
         parts = [self.model.label, *(["nhwc"] if self.layout == "nhwc" else []), *(["picture"] if self.bake else [])]
-        return ".".join([*parts, *([f"{len(self.schedule.values)}steps"] if self.schedule else [])])
+        parts += [f"{len(self.schedule.values)}steps"] if self.schedule else []
+        return ".".join([*parts, *([self.part] if self.part else [])])
 
 
 def export(request: Request, progress: Progress = lambda *_: None, *, cache: Cache | None = None) -> ExportReport:
@@ -131,6 +161,28 @@ def export(request: Request, progress: Progress = lambda *_: None, *, cache: Cac
         raise
 
 
+def split(
+    request: Request, parts: int, progress: Progress = lambda *_: None, *, cache: Cache | None = None
+) -> SplitReport:
+    """Cut the model into so many parts, and do what is asked for each.
+
+    They lie in a folder of their own below `request.out`, with the whole model's golden data and `parts.json`, which
+    says in which order they run. Raises `HandheldError` as `export`, and for a model that is no PyTorch program or
+    cannot be cut so often.
+    """
+    if request.model.kind in FOREIGN:
+        raise HandheldError(f"only a PyTorch program can be cut; {Path(request.model.target).name} is none.")
+    if parts < 2:
+        raise HandheldError(f"{parts} parts: expected at least 2.")
+    children = Children()
+    whole = _Run(request, progress, cache or Cache(), children)
+    try:
+        return whole.parted(parts)
+    except BaseException:
+        children.stop()
+        raise
+
+
 class _Run:
     def __init__(self, request: Request, progress: Progress, cache: Cache, children: Children) -> None:
         self.request, self.progress, self.cache, self.children = request, progress, cache, children
@@ -139,16 +191,35 @@ class _Run:
         recipe.resolve(request.recipe, "fp32")
         with files.disk_errors(request.out):
             if not request.dry_run:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                request.out.mkdir(parents=True, exist_ok=True)
                 files.sweep(self.folder)
 
     def programs(self) -> ExportReport:
         """The road: trace, then every format."""
+        return self._converted(self._program())
+
+    def parted(self, parts: int) -> SplitReport:
+        """Trace, cut, then every part as a model of its own."""
         source = self._program()
+        together = self.request.out / f"{self.request.label}.{parts}parts"
+        reports = []
+        goldens = []
+        for number, part in enumerate(self._parts(source, parts), 1):
+            request = replace(self.request, out=together, part=f"{number}of{parts}")
+            goldens.append(files.read_record(part / GOLDEN, Golden))
+            reports.append(_Run(request, self.progress, self.cache, self.children)._converted(part))
+        if not self.request.dry_run:
+            self._install_golden(source, together)
+            listed = tuple(Part(name=g.model, inputs=g.inputs, outputs=g.outputs) for g in goldens)
+            files.write_record(together / PARTS, Parts(model=self.request.label, parts=listed))
+        return SplitReport(model=self.request.label, folder=together, parts=tuple(reports))
+
+    def _converted(self, source: Path) -> ExportReport:
+        """Every format of the program in a folder of the cache."""
         record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
         golden = files.read_record(source / GOLDEN, Golden)
         if not self.request.dry_run:
-            self._install_golden(source)
+            self._install_golden(source, self.folder)
         gate = memory.Gate(memory.available_bytes())
         ordered = sorted(self.formats, key=lambda f: _rank(f.name))
         with ThreadPoolExecutor(max(1, self.request.jobs)) as pool:
@@ -181,7 +252,7 @@ class _Run:
             planned = Cell(format=target.name, recipe=chosen.name, status="planned")
             return self._foreign_report(planned, None)
         entry, status = self._artifact(key, task, target, chosen, None)
-        self._install_golden(entry)
+        self._install_golden(entry, self.folder)
         return self._foreign_report(self._install(entry, target, chosen, status), entry)
 
     def _foreign_report(self, cell: Cell, entry: Path | None) -> ExportReport:
@@ -243,9 +314,24 @@ class _Run:
             key = key or key_of(program=reply.program.sha256, golden=(work / GOLDEN).read_text())
             return self.cache.store("program", key, work)
 
-    def _install_golden(self, source: Path) -> None:
+    def _parts(self, source: Path, parts: int) -> list[Path]:
+        """The cache's folders with the parts of a program; cuts it if need be."""
+        whole = files.read_record(source / PROGRAM_RECORD, ProgramRecord).sha256
+        keys = [key_of(whole=whole, part=number, parts=parts, own=own_source_hash()) for number in range(1, parts + 1)]
+        found = [self.cache.find("program", key) for key in keys]
+        if all(found):
+            return [path for path in found if path]
+        self.progress("split", "started")
+        with self.cache.workspace() as work:
+            reply, log = self._child(child.SplitRequest(program=source, parts=parts), work, "split")
+            if reply.failed or not reply.parts:
+                raise _error(reply, f"{self.request.label} could not be cut", log)
+            self.progress("split", f"done in {reply.parts[-1].work.seconds:.1f} s")
+            return [self.cache.store("program", key, work / str(number)) for number, key in enumerate(keys, 1)]
+
+    def _install_golden(self, source: Path, folder: Path) -> None:
         for name in (GOLDEN_ARRAYS, GOLDEN):
-            there = self.folder / name
+            there = folder / name
             if not there.is_file() or files.sha256_of_file(there) != files.sha256_of_file(source / name):
                 files.install(source / name, there)
 

@@ -20,9 +20,8 @@ from handheld.benchmarks.fidelity.surgery.base import OpenFile
 from handheld.errors import HandheldError
 from handheld.export import files, formats, rewrites
 from handheld.export.cache import Cache
-from handheld.export.child import PROGRAM, PROGRAM_RECORD
 from handheld.export.golden import GoldenData
-from handheld.export.manifest import MANIFEST, Golden, Manifest, ProgramRecord
+from handheld.export.manifest import MANIFEST, PROGRAM, PROGRAM_RECORD, Golden, Manifest, ProgramRecord
 from handheld.export.process import Children, die_with_parent
 from handheld.export.program import Program
 from handheld.record import Record

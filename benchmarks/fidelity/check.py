@@ -23,6 +23,7 @@ from handheld.benchmarks.fidelity import crosscheck, explain, surgery
 from handheld.benchmarks.fidelity.compare import compare
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
 from handheld.benchmarks.fidelity.runs import Part, Ran, Reference, execute, save_worst, triples
+from handheld.benchmarks.fidelity.sequence import check_sequences
 from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.benchmarks.report import pictures
 from handheld.errors import HandheldError
@@ -60,6 +61,7 @@ def check(
 ) -> CheckReport:
     """Check every artifact below `folder` on each target; with `only`, those in folders of these names.
 
+    The parts of a model that was cut (`export.run.split`) are also run one after the other, as a cell of their own.
     A cell that cannot run says why; the others complete. `bisect`: also find the operations that depart, in every
     format whose values can be seen. `threads` are shared by the cells that run side by side.
 
@@ -91,6 +93,8 @@ def check(
             cells += [one.cell for one in ran]
             odd += said
             shutil.rmtree(work, ignore_errors=True)
+        if only is None:
+            cells += check_sequences(folder, chosen, Path(place), threads=threads, timeout=timeout, progress=progress)
     ran_formats = {cell.format for cell in cells if cell.status in ("passed", "failed")}
     report = CheckReport(
         folder=folder,

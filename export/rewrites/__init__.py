@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from handheld.export.program import Program
 
-__all__ = ["COMMON", "TABLE", "Rewrite", "RewriteError", "apply"]
+__all__ = ["COMMON", "TABLE", "Rewrite", "RewriteError", "apply", "functional"]
 
 COMMON: tuple[type[Rewrite], ...] = (
     *(RemoveNoops, Tabulate, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel, MergeViews),
@@ -99,7 +99,7 @@ def apply(program: "Program", format_name: str) -> "tuple[Program, dict[str, int
     counts: dict[str, int] = {}
     stage = OutOfPlace.name
     try:
-        module = _functional(program, counts)
+        module = functional(program, counts)
         for node, spec in zip(module.graph.find_nodes(op="placeholder"), program.inputs, strict=True):
             node.meta[HIGH] = spec.high
         for kind in TABLE.get(format_name, COMMON):
@@ -127,8 +127,11 @@ def _run(rewrite: Rewrite, module: "GraphModule") -> int:
     return changed
 
 
-def _functional(program: "Program", counts: dict[str, int]) -> "GraphModule":
-    """The program's module without writes to intermediate tensors, on which every rewrite relies."""
+def functional(program: "Program", counts: dict[str, int]) -> "GraphModule":
+    """The program's module without writes to intermediate tensors, on which every rewrite relies.
+
+    What that took is put into `counts`.
+    """
     from dataclasses import replace
 
     module = program.module()

@@ -17,7 +17,7 @@ from handheld.errors import HandheldError
 from handheld.export import run as exporting
 from handheld.export.formats.base import Options
 from handheld.export.manifest import Schedule
-from handheld.export.run import ExportReport, Request
+from handheld.export.run import ExportReport, Request, SplitReport
 from handheld.export.show import show
 from handheld.models.source import refer
 from handheld.models.spec import Preprocessing
@@ -128,6 +128,13 @@ def check(
     return held(report, gates)
 
 
+def split(
+    model: str, parts: int, *, progress: Progress = lambda *_: None, **options: Unpack[ExportOptions]
+) -> SplitReport:
+    """Cut a model into parts that run one after the other, and export each (`handheld.export.run.split`)."""
+    return exporting.split(_request(model, options), parts, progress)
+
+
 def _request(model: str, options: ExportOptions) -> Request:
     checkpoint, schedule = options.get("checkpoint"), options.get("schedule")
     return Request(
@@ -162,4 +169,17 @@ def _preprocessing(mean: Sequence[float] | None, std: Sequence[float] | None) ->
     return Preprocessing(tuple(mean), tuple(std))
 
 
-__all__ = ["ExportOptions", "ShipReport", "bench", "check", "export", "fuzz", "render", "report", "run", "ship", "show"]
+__all__ = [
+    "ExportOptions",
+    "ShipReport",
+    "bench",
+    "check",
+    "export",
+    "fuzz",
+    "render",
+    "report",
+    "run",
+    "ship",
+    "show",
+    "split",
+]

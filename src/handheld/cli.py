@@ -193,6 +193,60 @@ def export(
 
 @app.command(
     epilog="\b\nExamples:\n"
+    "  handheld split sd15_unet --parts 2 --to coreml --out out\n"
+    "  handheld split my_net.py:build --parts 3 && handheld check out"
+)
+def split(
+    model: Model,
+    parts: Annotated[int, typer.Option(min=2, help="How many, of about as many bytes of weights each.")] = 2,
+    to: To = "coreml,coreai,litert,executorch,onnx",
+    recipe: RecipeName = "default",
+    out: Out = Path("out"),
+    checkpoint: Checkpoint = None,
+    inputs: Input = None,
+    schedule: FixedSchedule = None,
+    deployment_target: DeploymentTarget = "iOS17",
+    jobs: Jobs = 2,
+    timeout: Timeout = 3600,
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Cut a model into parts for phones whose memory is small.
+
+    Each part is a model of its own, that takes by name what the parts before it gave; `handheld check` runs each, and
+    all in sequence.
+    """
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.split(
+                model,
+                parts,
+                to=_names(to),
+                recipe=recipe,
+                out=out,
+                checkpoint=checkpoint,
+                inputs=inputs or (),
+                schedule=schedule,
+                deployment_target=deployment_target,
+                jobs=jobs,
+                timeout=timeout,
+                dry_run=dry_run,
+                trust=trust,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_split(console(), done)
+        raise typer.Exit(done.exit_code)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
     "  handheld ship efficientformerv2_s0\n"
     "  handheld ship my_net.py:build --recipe fp16 --out out --json"
 )

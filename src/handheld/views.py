@@ -20,7 +20,7 @@ from handheld.console import show_table, styled
 from handheld.export import formats, recipe
 from handheld.export.cache import Cache, Entry
 from handheld.export.formats.base import Inspection
-from handheld.export.run import Cell, ExportReport
+from handheld.export.run import Cell, ExportReport, SplitReport
 from handheld.export.show import Shown
 from handheld.runtimes import host, targets
 from handheld.runtimes.pipelines.render import RenderReport
@@ -65,6 +65,13 @@ def show_export(out: Console, done: ExportReport) -> None:
     _remaining(out, done.cells)
     if not planned:
         out.print(f"Artifacts: {done.folder}", soft_wrap=True)
+
+
+def show_split(out: Console, done: SplitReport) -> None:
+    """What became of each part."""
+    for part in done.parts:
+        show_export(out, part)
+    out.print(f"{len(done.parts)} parts, to be run in this order. Type: handheld check {done.folder}", soft_wrap=True)
 
 
 def _remaining(out: Console, cells: Sequence[Cell]) -> None:
