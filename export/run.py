@@ -53,6 +53,9 @@ ALL = ("coreml", "coreai", "litert", "executorch", "onnx")
 SLOWEST_FIRST = ("litert", "executorch", "executorch-coreml", "coreml", "coreai", "onnx")
 """The order of starting: with several jobs, the longest conversion should not be the last to begin."""
 
+WORTH_SAYING_BYTES = 2 << 30
+"""A conversion that is estimated to take more memory says so before it starts."""
+
 LOG = "conversion.log"
 CHILD = "handheld.export.child"
 
@@ -363,7 +366,8 @@ class _Run:
         try:
             with self.cache.lock("artifact", key):
                 entry, status = self._artifact(key, task, target, chosen, (record, golden, gate, need))
-            return self._install(entry, target, chosen, status)
+            made = self._install(entry, target, chosen, status)
+            return made.model_copy(update={"estimated_memory_bytes": need})
         except HandheldError as error:
             self.progress(f"export {cell.name}", "failed")
             return cell.model_copy(update={"status": "failed", "reason": str(error)})
@@ -396,7 +400,10 @@ class _Run:
             return entry, "cached"
         name = f"{target.name}-{chosen.name}"
         with self.cache.workspace() as work, (about[2] if about else memory.Gate(0)).reserve(about[3] if about else 0):
-            self.progress(f"export {name}", "started")
+            about_bytes = (
+                f": about {about[3] / 1e9:.1f} GB of memory" if about and about[3] > WORTH_SAYING_BYTES else ""
+            )
+            self.progress(f"export {name}", f"started{about_bytes}")
             reply, log = self._child(task, work, name)
             if reply.failed or reply.converted is None:
                 raise _error(reply, f"{self.request.label} could not become {target.title}", log)

@@ -12,6 +12,7 @@ from handheld.benchmarks.fidelity import check as checking
 from handheld.benchmarks.fidelity.records import CheckReport
 from handheld.benchmarks.fuzz.fuzz import fuzz
 from handheld.benchmarks.latency.bench import BenchReport, bench
+from handheld.benchmarks.matrix import matrix
 from handheld.benchmarks.report.summary import report
 from handheld.errors import HandheldError
 from handheld.export import run as exporting
@@ -22,6 +23,8 @@ from handheld.export.show import show
 from handheld.models.source import refer
 from handheld.models.spec import Preprocessing
 from handheld.record import Record
+from handheld.runtimes.pipelines.bundle import bundle
+from handheld.runtimes.pipelines.generate import generate
 from handheld.runtimes.pipelines.render import render
 from handheld.runtimes.run import run
 
@@ -173,9 +176,11 @@ __all__ = [
     "ExportOptions",
     "ShipReport",
     "bench",
+    "bundle",
     "check",
     "export",
     "fuzz",
+    "generate",
     "render",
     "report",
     "run",

@@ -89,6 +89,12 @@ Json = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Profile = Annotated[str, typer.Option(help="How long to measure: smoke, ci or report.")]
+OneFormat = Annotated[str, typer.Option(help="A format: coreml, coreai, litert, executorch or onnx.")]
+FixedSteps = Annotated[
+    bool, typer.Option("--fixed-steps", help="Export the denoiser for these steps alone: it is smaller then.")
+]
+Artifacts = Annotated[Path, typer.Option(metavar="DIR", help="Where exports are, and where missing ones go.")]
+PipelineCheckpoint = Annotated[Path | None, typer.Option(metavar="DIR", help="Weights, in diffusers' layout.")]
 On = Annotated[str, typer.Option(help="Targets, separated by commas; see `handheld devices`.")]
 
 
@@ -310,13 +316,17 @@ def ship(
     "  handheld check out\n"
     "  handheld check out --require coreml,litert,onnx --json\n"
     "  handheld check out --bisect\n"
+    "  handheld check --zoo --tiny --to onnx,coreml\n"
     "  handheld check out --baseline baseline.json --update-baseline\n"
     "  handheld check out --baseline baseline.json --expected expected.toml --junit check.xml\n\n"
     "Exit codes: 0 every cell that ran passed or was expected to fail, and at least one ran; 1 a parity failure, a "
     "figure worse than the baseline's, or an expectation that was not met; 2 it could not be done."
 )
 def check(
-    folder: Folder,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="A folder that `handheld export` or `ship` wrote; of --zoo, where to work."),
+    ] = None,
     require: Annotated[str, typer.Option(help="Formats that must run, separated by commas.")] = "",
     on: On = "host",
     threads: Threads = 2,
@@ -330,6 +340,13 @@ def check(
         Path | None, typer.Option(help="A TOML file of expected failures, each with an expiry.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    zoo: Annotated[
+        bool, typer.Option("--zoo", help="Export and check every network of the zoo, full size: hours. Goes on.")
+    ] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="With --zoo: the tiny twins instead.")] = False,
+    models: Annotated[str, typer.Option(help="With --zoo: these networks only, separated by commas.")] = "",
+    to: To = "coreml,coreai,litert,executorch,onnx",
+    recipe: Annotated[str, typer.Option(help="With --zoo: recipes, separated by commas.")] = "fp32,fp16",
     json: Json = False,
 ) -> None:
     """Compare every artifact with the model's own outputs.
@@ -340,6 +357,24 @@ def check(
         from handheld import api, views
         from handheld.console import Progress, console
 
+        if zoo:
+            with Progress(quiet=json) as progress:
+                found = api.matrix(
+                    folder or Path("out/zoo"),
+                    models=_names(models),
+                    tiny=tiny,
+                    to=_names(to),
+                    recipes=_names(recipe),
+                    threads=threads,
+                    progress=progress,
+                )
+            if json:
+                _document(found)
+            else:
+                views.show_matrix(console(), found)
+            raise typer.Exit(found.exit_code)
+        if folder is None:
+            raise HandheldError("which folder?", hint="Type: handheld check DIR, or handheld check --zoo")
         with Progress(quiet=json) as progress:
             done = api.check(
                 folder,
@@ -438,6 +473,125 @@ def run(
             _document(done)
         else:
             views.show_run(console(), done)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    '  handheld generate "a fox in the snow" --model snapfusion --checkpoint weights --to coreml\n'
+    '  handheld generate "a fox in the snow" --model sd15_tiny --steps 20 --seed 7 --trace latents.npz\n'
+    '  handheld generate "a fox in the snow" --bundle bundle\n\n'
+    "A checkpoint is a folder in diffusers' layout (text_encoder, unet, vae). Without one the weights are probe "
+    "weights, and the picture is noise: for comparing runtimes."
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="PIPELINE", help="sd15, snapfusion or snapgenv, or one of them with _tiny.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A folder that `handheld bundle` wrote, instead of --model.")
+    ] = None,
+    to: OneFormat = "onnx",
+    recipe: RecipeName = "default",
+    steps: Annotated[int | None, typer.Option(help="Of the sampler; the pipeline's own number if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise: the same on every machine.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="How far beyond the prompt: 7.5, if left out.")] = None,
+    negative: Annotated[str, typer.Option(help="What the picture shall not show.")] = "",
+    sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
+    fixed_steps: FixedSteps = False,
+    out: Annotated[Path, typer.Option(help="A .png, or a .gif for a video.")] = Path("picture.png"),
+    artifacts: Artifacts = Path("out"),
+    checkpoint: PipelineCheckpoint = None,
+    trace: Annotated[Path | None, typer.Option(help="Write all latents, step by step, to this .npz.")] = None,
+    threads: Threads = 2,
+    timeout: Timeout = 3600,
+    json: Json = False,
+) -> None:
+    """Make a picture of a prompt with exported networks.
+
+    In any runtime, without torch: tokenizer, text encoder, denoiser step by step, decoder.
+    """
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.generate(
+                prompt,
+                model,
+                bundle=bundle,
+                to=to,
+                recipe=recipe,
+                steps=steps,
+                seed=seed,
+                guidance=guidance,
+                negative=negative,
+                sampler=sampler,
+                fixed_steps=fixed_steps,
+                out=out,
+                artifacts=artifacts,
+                checkpoint=checkpoint,
+                trace=trace,
+                threads=threads,
+                timeout=timeout,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_generate(console(), done)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  handheld bundle snapfusion --to coreml --checkpoint weights --zip\n"
+    "  handheld bundle out --to litert --steps 8 --steps 20"
+)
+def bundle(
+    model: Annotated[
+        str, typer.Argument(metavar="DIR_OR_PIPELINE", help="A pipeline, or a folder with the artifacts of one.")
+    ],
+    out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
+    to: OneFormat = "onnx",
+    recipe: RecipeName = "default",
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Of which to put the schedule in; may be given several times.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
+    fixed_steps: FixedSteps = False,
+    artifacts: Artifacts = Path("out"),
+    checkpoint: PipelineCheckpoint = None,
+    zip: Annotated[bool, typer.Option("--zip", help="Also as one file, OUT.zip.")] = False,
+    timeout: Timeout = 3600,
+    json: Json = False,
+) -> None:
+    """Put all that an app needs of a pipeline into one folder.
+
+    Graphs, tokenizer, schedules, the contract between them (bundle.json), licences.
+    """
+    with _speaking():
+        from handheld import api, views
+        from handheld.console import Progress, console
+
+        with Progress(quiet=json) as progress:
+            done = api.bundle(
+                model,
+                out=out,
+                to=to,
+                recipe=recipe,
+                steps=steps or (),
+                sampler=sampler,
+                fixed_steps=fixed_steps,
+                artifacts=artifacts,
+                checkpoint=checkpoint,
+                archive=zip,
+                timeout=timeout,
+                progress=progress,
+            )
+        if json:
+            _document(done)
+        else:
+            views.show_bundle(console(), done)
 
 
 @app.command(

@@ -16,6 +16,7 @@ from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
 from handheld.benchmarks.fuzz.fuzz import FuzzReport
 from handheld.benchmarks.fuzz.protocol import KINDS
 from handheld.benchmarks.latency.bench import BenchCell, BenchReport
+from handheld.benchmarks.matrix import Matrix, MatrixCell
 from handheld.console import show_table, styled
 from handheld.export import formats, recipe
 from handheld.export.cache import Cache, Entry
@@ -23,6 +24,8 @@ from handheld.export.formats.base import Inspection
 from handheld.export.run import Cell, ExportReport, SplitReport
 from handheld.export.show import Shown
 from handheld.runtimes import host, targets
+from handheld.runtimes.pipelines.bundle import BundleReport
+from handheld.runtimes.pipelines.generate import GenerateReport
 from handheld.runtimes.pipelines.render import RenderReport
 from handheld.runtimes.run import RunReport
 
@@ -72,6 +75,39 @@ def show_split(out: Console, done: SplitReport) -> None:
     for part in done.parts:
         show_export(out, part)
     out.print(f"{len(done.parts)} parts, to be run in this order. Type: handheld check {done.folder}", soft_wrap=True)
+
+
+def show_matrix(out: Console, done: Matrix) -> None:
+    """Networks by formats, then what each cell cost, then why some are not there."""
+    names = sorted({cell.name for cell in done.cells})
+    models = list(dict.fromkeys(cell.model for cell in done.cells))
+    there = {(cell.model, cell.name): cell for cell in done.cells}
+    rows: list[list[str | Text]] = [
+        [model, *(_in_matrix(there.get((model, name))) for name in names)] for model in models
+    ]
+    caption = "worst PSNR in dB against eager PyTorch (float32, probe weights) on the golden inputs, measured on host"
+    show_table(out, "Zoo", ["network", *(f">{name}" for name in names)], rows, caption=caption)
+    costs: list[list[str | Text]] = [
+        [
+            f"{cell.model}/{cell.name}",
+            _mb(cell.size_bytes),
+            "–" if cell.conversion_seconds is None else f"{cell.conversion_seconds:.1f}",
+            _mb(cell.peak_memory_bytes),
+            _mb(cell.estimated_memory_bytes),
+            "–" if cell.check_seconds is None else f"{cell.check_seconds:.1f}",
+        ]
+        for cell in done.cells
+        if cell.size_bytes
+    ]
+    columns = ["artifact", ">size MB", ">conversion s", ">peak MB", ">estimated peak MB", ">check s"]
+    show_table(out, "What each cost", columns, costs, caption="measured on host, once, the conversion's process alone")
+    _reasons(out, [(f"{cell.model}/{cell.name}", cell.reason) for cell in done.cells])
+
+
+def _in_matrix(cell: MatrixCell | None) -> str | Text:
+    if cell is None:
+        return "–"
+    return f"{cell.psnr_db:.1f}" if cell.status == "passed" and cell.psnr_db is not None else styled(cell.status)
 
 
 def _remaining(out: Console, cells: Sequence[Cell]) -> None:
@@ -310,6 +346,34 @@ def show_render(out: Console, done: RenderReport) -> None:
     _reasons(out, done.not_run.items())
     written = done.written
     out.print(f"Pictures: {written[0]}" + (f" to {written[-1]}" if len(written) > 1 else ""), soft_wrap=True)
+
+
+def show_generate(out: Console, done: GenerateReport) -> None:
+    """What made the picture, and how long it took."""
+    rows = [[stage.name, f"{stage.seconds:.2f}"] for stage in done.stages]
+    speed = "; a reference: its speed means nothing" if done.reference else ""
+    caption = (
+        f"{done.runtime} ({_versions(done.runtime_versions.items())}), loading included; basis: {done.basis}{speed}"
+    )
+    show_table(out, f"{done.pipeline}: {done.prompt}", ["stage", ">seconds"], rows, caption=caption)
+    made = ", ".join(dict.fromkeys(f"{graph.format}-{graph.recipe}, weights: {graph.weights}" for graph in done.graphs))
+    guidance = "none" if done.guidance is None else f"{done.guidance:g}"
+    out.print(f"{done.steps} steps of {done.sampler}, seed {done.seed}, guidance {guidance}; {made}", soft_wrap=True)
+    if done.dropped:
+        out.print(f'The prompt is too long; this was dropped: "{done.dropped}"', soft_wrap=True)
+    out.print(f"Picture: {done.out}" + (f"; trace: {done.trace}" if done.trace else ""), soft_wrap=True)
+
+
+def show_bundle(out: Console, done: BundleReport) -> None:
+    """What an app gets."""
+    rows = [
+        [graph.role, graph.file, _mb(graph.size_bytes), "\n".join(map(str, graph.signature.inputs))]
+        for graph in done.contract.graphs
+    ]
+    steps = ", ".join(f"{table.steps} ({table.sampler})" for table in done.contract.schedules)
+    caption = f"{len(done.contract.files)} files, {_mb(done.size_bytes)} MB; schedules: {steps}"
+    show_table(out, done.contract.title, ["role", "graph", ">size MB", "inputs"], rows, caption=caption)
+    out.print(f"Bundle: {done.folder}" + (f", {done.archive}" if done.archive else ""), soft_wrap=True)
 
 
 def show_artifact(out: Console, shown: Shown) -> None:

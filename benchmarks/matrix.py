@@ -1,0 +1,161 @@
+"""Every network of the zoo in every format: exported, executed, compared, and forgotten, cell after cell.
+
+What was found is written after each cell, so that an interrupted run goes on where it was.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from handheld.benchmarks.fidelity.check import check
+from handheld.benchmarks.fidelity.records import CheckCell
+from handheld.errors import HandheldError
+from handheld.export import files, versions
+from handheld.export import run as exporting
+from handheld.export.cache import Cache, key_of
+from handheld.export.run import Request, own_source_hash
+from handheld.models import zoo
+from handheld.models.source import refer
+from handheld.models.spec import ModelSpec
+from handheld.record import Record
+
+MATRIX = "zoo.json"
+"""What was found, in the folder of the run."""
+
+SLOW_HALF_MACS = 5e9
+"""Above it, Core AI's half is not executed: its interpreter on Linux does 0.03 GMAC/s in half, minutes for each."""
+
+Progress = Callable[[str, str], None]
+Status = Literal["passed", "failed", "error", "not run", "not available"]
+
+
+class MatrixCell(Record):
+    """One network, format and recipe. Seconds and peak memory (of the conversion's process) as measured on the host."""
+
+    model: str
+    format: str
+    recipe: str
+    status: Status
+    key: str
+    """What the figures depend on: handheld's own source, and the versions of the converter and of torch."""
+    psnr_db: float | None = None
+    limit_db: float | None = None
+    reason: str | None = None
+    size_bytes: int | None = None
+    conversion_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    estimated_memory_bytes: int | None = None
+    weight_bytes: int | None = None
+    check_seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """`format-recipe`."""
+        return f"{self.format}-{self.recipe}"
+
+
+class Matrix(Record):
+    """All cells so far."""
+
+    schema_version: Literal[1] = 1
+    cells: tuple[MatrixCell, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a cell failed, 2 if one could not be made or run that should have been, or there is none; else 0."""
+        statuses = {cell.status for cell in self.cells}
+        return 1 if "failed" in statuses else 2 if "error" in statuses or not statuses else 0
+
+
+def matrix(
+    out: Path,
+    *,
+    models: Sequence[str] = (),
+    tiny: bool = False,
+    to: Sequence[str] = exporting.ALL,
+    recipes: Sequence[str] = ("fp32", "fp16"),
+    threads: int = 2,
+    timeout: float = 7200,
+    progress: Progress = lambda *_: None,
+) -> Matrix:
+    """Fill the matrix in `out`: of `models`, or of all that are in the zoo (the tiny twins, or the full sizes).
+
+    Cells that are there already, from the same source and versions, stay. Artifacts are removed once they are
+    compared. Raises `HandheldError` for unknown names.
+    """
+    from handheld.export import formats, recipe
+
+    specs = [zoo.get(name) for name in models] or [spec for spec in zoo.specs() if spec.tiny == tiny]
+    targets = [formats.get(name) for name in to]
+    chosen = [recipe.resolve(name, "fp32").name for name in recipes]
+    done = files.read_record(out / MATRIX, Matrix) if (out / MATRIX).exists() else Matrix()
+    for spec in specs:
+        place = out / "work"
+        for target in targets:
+            for name in chosen:
+                key = _key(target.distributions)
+                if any(_same(cell, spec.name, target.name, name) and cell.key == key for cell in done.cells):
+                    continue
+                cell = _cell(spec, target.name, name, key, place, threads, timeout, progress)
+                kept = [old for old in done.cells if not _same(old, spec.name, target.name, name)]
+                done = Matrix(cells=(*kept, cell))
+                files.write_record(out / MATRIX, done)
+                progress(f"{spec.name} {cell.name}", cell.status)
+                shutil.rmtree(place / "out", ignore_errors=True)
+                shutil.rmtree(place / "cache" / "v1" / "artifact", ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+    names = {spec.name for spec in specs}
+    return Matrix(cells=tuple(cell for cell in done.cells if cell.model in names))
+
+
+def _same(cell: MatrixCell, model: str, format_name: str, recipe: str) -> bool:
+    return (cell.model, cell.format, cell.recipe) == (model, format_name, recipe)
+
+
+def _key(distributions: tuple[str, ...]) -> str:
+    return key_of(own=own_source_hash(), versions=versions.installed(("torch", "numpy", *distributions)))
+
+
+def _cell(
+    spec: ModelSpec, format_name: str, recipe: str, key: str, place: Path, threads: int, timeout: float, say: Progress
+) -> MatrixCell:
+    cell = MatrixCell(model=spec.name, format=format_name, recipe=recipe, status="error", key=key)
+    request = Request(
+        model=refer(spec.name), to=(format_name,), recipe=recipe, out=place / "out", jobs=1, timeout=timeout
+    )
+    try:
+        exported = exporting.export(request, say, cache=Cache(place / "cache"))
+        made = exported.cells[0]
+        cell = cell.model_copy(
+            update={
+                "reason": made.reason,
+                "size_bytes": made.size_bytes,
+                "conversion_seconds": made.seconds,
+                "peak_memory_bytes": made.peak_memory_bytes,
+                "estimated_memory_bytes": made.estimated_memory_bytes,
+                "weight_bytes": exported.weight_bytes,
+            }
+        )
+        if made.status == "unavailable":
+            return cell.model_copy(update={"status": "not available"})
+        if not made.ok:
+            return cell
+        if format_name == "coreai" and recipe == "fp16" and spec.macs > SLOW_HALF_MACS:
+            reason = "converted; its interpreter on Linux computes half at 0.03 GMAC/s: see the tiny twin"
+            return cell.model_copy(update={"status": "not run", "reason": reason})
+        return _compared(cell, check(place / "out", threads=threads, timeout=timeout, progress=say).cells[0])
+    except HandheldError as error:
+        return cell.model_copy(update={"reason": str(error)})
+
+
+def _compared(cell: MatrixCell, checked: CheckCell) -> MatrixCell:
+    return cell.model_copy(
+        update={
+            "status": checked.status,
+            "reason": checked.reason,
+            "psnr_db": checked.parity.psnr_db if checked.parity else None,
+            "limit_db": checked.limit_db,
+            "check_seconds": checked.seconds,
+        }
+    )
