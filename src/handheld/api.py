@@ -181,6 +181,7 @@ __all__ = [
     "export",
     "fuzz",
     "generate",
+    "matrix",
     "render",
     "report",
     "run",

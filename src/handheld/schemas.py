@@ -18,10 +18,12 @@ from handheld.benchmarks.report.summary import ReportSummary
 from handheld.export.manifest import Golden, Manifest
 from handheld.export.recipe import Recipe
 from handheld.runtimes.job import Job, Result
+from handheld.runtimes.pipelines.contract import Contract
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "baseline": Baseline,
     "bench": BenchReport,
+    "bundle": Contract,
     "check": CheckReport,
     "golden": Golden,
     "job": Job,

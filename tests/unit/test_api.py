@@ -19,7 +19,7 @@ def test_the_package_of_exporters_is_the_verb_too(tmp_path: Path) -> None:
 
 
 def test_every_verb_is_there_and_nothing_else_is() -> None:
-    for verb in ("bench", "check", "fuzz", "render", "report", "run", "ship", "show"):
+    for verb in ("bench", "bundle", "check", "fuzz", "generate", "render", "report", "run", "ship", "show"):
         assert callable(getattr(handheld, verb))
     with pytest.raises(AttributeError, match="no attribute 'shp'"):
         handheld.shp  # noqa: B018
