@@ -32,8 +32,8 @@ from handheld.models.mobiler2l import Camera, Embedder, Lens, MobileR2L, Sampler
 
 WEIGHTS = Path("out/light_field/network.safetensors")
 
-SIZES = Scene(25, 25, (4, 2, 1), body=8, channels=192)
-"""The paper's network on a sixteenth of its rays: 25 x 25 become 200 x 200; 8 blocks of width 192, not 29 of 256."""
+SIZES = Scene(25, 25, (4, 2, 1), body=8)
+"""The paper's network on a sixteenth of its rays: 25 x 25 become 200 x 200; 8 blocks, not 29."""
 SIDE = SIZES.width * SIZES.scale
 LENS: Lens = blender_lens(SIZES.width, near=2.6, far=5.4)
 HIGHEST, LOWEST = -70.0, -10.0

@@ -12,7 +12,9 @@ from handheld.export import files
 def main() -> None:
     """Run the comparison and write it as JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="timm:efficientformerv2_s0", help="what both sides convert")
+    parser.add_argument(
+        "--model", default="timm:efficientformerv2_s0", help="what both sides convert: MODEL of handheld export"
+    )
     parser.add_argument("--formats", default="executorch,litert,onnx,coreml,coreai", help="separated by commas")
     parser.add_argument("--conversions", type=int, default=3, help="conversions of each, interleaved")
     parser.add_argument("--rounds", type=int, default=12, help="interleaved measurements of each latency")

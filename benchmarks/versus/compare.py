@@ -63,6 +63,8 @@ class FormatRecord(Record):
     size_bytes: dict[Side, int]
     parity: dict[Side, Parity | None]
     delegates: dict[Side, dict[str, int]]
+    operators: dict[Side, dict[str, int]]
+    """What the files consist of, inside delegates and outside: where both sides agree, so must their latencies."""
     latency: tuple[Latency, ...]
 
 
@@ -185,6 +187,7 @@ def _measure(
         size_bytes={side: files.size_bytes(paths[side]) for side in SIDES},
         parity=parity,
         delegates={side: seen[side].delegates for side in SIDES},
+        operators={side: seen[side].operators for side in SIDES},
         latency=tuple(latency),
     )
 

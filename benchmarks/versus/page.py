@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from handheld.benchmarks.versus.compare import SIDES, FormatRecord, Latency, Versus
 
-CONVERSION_COLUMNS = ("seconds", "peak MB", "size MB", "PSNR dB", "partitions")
+CONVERSION_COLUMNS = ("seconds", "peak MB", "size MB", "PSNR dB", "partitions", "operators")
 LATENCY_COLUMNS = ("runtime of", "threads", "default ms", "handheld ms", "handheld / default [95 % interval]", "rounds")
 
 
@@ -27,11 +27,16 @@ def markdown(record: Versus) -> str:
         f"default's process builds and traces the model. handheld traces once for all formats ({trace} s, not in the "
         "table); its conversions start from the saved program, rewrite it, check the rewriting, convert, and read the "
         "file back. Peak memory is VmHWM of that process, the largest of the runs.",
+        f"Files of the same operators on both sides: {_alike(record.formats)}.",
         "\n".join(timed),
         "Latencies are medians of medians; each round is one process a side, in turn, the order swapped every round. "
         "The interval is a bootstrap of the median of the rounds' ratios. They say nothing of a phone.",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _alike(formats: Sequence[FormatRecord]) -> str:
+    return ", ".join(f.format for f in formats if f.operators["default"] == f.operators["handheld"]) or "none"
 
 
 def _converted(f: FormatRecord) -> str:
@@ -41,6 +46,7 @@ def _converted(f: FormatRecord) -> str:
     cells += [f"{f.size_bytes[side] / 1e6:.2f}" for side in SIDES]
     cells += [f"{parity.psnr_db:.1f}" if (parity := f.parity[side]) else "not run" for side in SIDES]
     cells += [str(sum(f.delegates[side].values()) or "–") for side in SIDES]
+    cells += [str(sum(f.operators[side].values())) for side in SIDES]
     return _row(cells)
 
 

@@ -33,6 +33,7 @@ def make(
     program: str = "p",
     stages: tuple[Stage, ...] = STAGES,
     operators: Mapping[str, int] | None = None,
+    signature: Signature = SIGNATURE,
 ) -> Path:
     """A model's folder: golden data (`offset` is added to every output) and an artifact `null-NAME` for each cell."""
     folder.mkdir(parents=True)
@@ -41,8 +42,8 @@ def make(
         program_sha256="p",
         weights="none",
         reference="arithmetic",
-        inputs=SIGNATURE.inputs,
-        outputs=SIGNATURE.outputs,
+        inputs=signature.inputs,
+        outputs=signature.outputs,
         quality="top1",
         parameters=0,
         cases=(),
@@ -50,12 +51,20 @@ def make(
     )
     drawn = [golden.draw(record, Case(kind="normal", seed=seed, sha256="")) for seed in range(CASES)]
     kept = tuple(Case(kind="normal", seed=seed, sha256=golden.hash_of(arrays)) for seed, arrays in enumerate(drawn))
-    outputs = [tuple(_plus(a, offset) for a in null.expected(SIGNATURE, {"x": x}).values()) for (x,) in drawn]
+    outputs = [tuple(_plus(a, offset) for a in null.expected(signature, {"x": x}).values()) for (x,) in drawn]
     if nan:
         outputs[3][0][0, 2] = np.nan
     golden.write(folder, record.model_copy(update={"cases": kept}), [None] * CASES, outputs)
     for name, behaviour in cells.items():
-        add(folder, name, behaviour, program=program, stages=stages, operators=operators or {"Add": 2})
+        add(
+            folder,
+            name,
+            behaviour,
+            program=program,
+            stages=stages,
+            operators=operators or {"Add": 2},
+            signature=signature,
+        )
     return folder
 
 
@@ -71,6 +80,7 @@ def add(
     program: str = "p",
     stages: tuple[Stage, ...] = STAGES,
     operators: Mapping[str, int],
+    signature: Signature = SIGNATURE,
 ) -> Path:
     """One artifact; gives its folder."""
     place = folder / f"null-{name}"
@@ -87,9 +97,9 @@ def add(
         artifact=artifact.name,
         sha256=files.sha256_of(artifact),
         size_bytes=files.size_bytes(artifact),
-        signature=SIGNATURE,
+        signature=signature,
         inspection=Inspection(
-            inputs=SIGNATURE.inputs, outputs=SIGNATURE.outputs, operators=dict(operators), delegates={"xnn": 1}
+            inputs=signature.inputs, outputs=signature.outputs, operators=dict(operators), delegates={"xnn": 1}
         ),
         rewrites={},
         stages=stages,
