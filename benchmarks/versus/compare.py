@@ -64,7 +64,7 @@ class FormatRecord(Record):
     parity: dict[Side, Parity | None]
     delegates: dict[Side, dict[str, int]]
     operators: dict[Side, dict[str, int]]
-    """What the files consist of, inside delegates and outside: where both sides agree, so must their latencies."""
+    """What the files consist of, inside delegates and outside."""
     latency: tuple[Latency, ...]
 
 
