@@ -9,6 +9,7 @@ from handheld.errors import missing_extra
 from handheld.export.formats.base import Format, Inspection, Options, Signature, UnsupportedOperatorError
 from handheld.export.formats.blame import blame
 from handheld.export.formats.reading import reading
+from handheld.export.formats.retracing import decomposing_in_place
 from handheld.export.formats.unsupported import source_line, unsupported
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType
@@ -52,7 +53,8 @@ class LiteRT(Format):
             raise unsupported(self.title, zeros)
         example = {spec.name: tensor for spec, tensor in zip(program.inputs, program.example(), strict=True)}
         try:
-            model = litert_torch.convert(_named(program), sample_kwargs=example)
+            with decomposing_in_place():
+                model = litert_torch.convert(_named(program), sample_kwargs=example)
         except Exception as error:  # RuntimeError, ValueError, AssertionError, jax's own
             if blamed := _blamed(program, error):
                 raise blamed from error
