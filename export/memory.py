@@ -25,13 +25,14 @@ class Gate:
         self._used = 0
         self._changed = threading.Condition()
 
-    def refusal(self, need_bytes: int) -> str | None:
+    def refusal(self, need_bytes: int, what: str = "the conversion") -> str | None:
         """Why something of this size cannot be done at all; None if it can."""
         if need_bytes <= self.total_bytes:
             return None
         return (
-            f"the conversion is estimated to need {need_bytes / 1e9:.1f} GB of memory; "
-            f"{self.total_bytes / 1e9:.1f} GB are available. Close other programs, or convert on a larger machine."
+            f"{what} is estimated to need {need_bytes / 1e9:.1f} GB of memory; "
+            f"{self.total_bytes / 1e9:.1f} GB are available. Close other programs, cut the model (handheld split), or "
+            "take a larger machine."
         )
 
     @contextmanager

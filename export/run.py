@@ -56,6 +56,9 @@ SLOWEST_FIRST = ("litert", "executorch", "executorch-coreml", "coreml", "coreai"
 WORTH_SAYING_BYTES = 2 << 30
 """A conversion that is estimated to take more memory says so before it starts."""
 
+TRACE_BASE_BYTES, TRACE_FACTOR = 500 << 20, 1.2
+"""Peak memory of tracing: the weights lie in it once (4.36 GB for Stable Diffusion's UNet of 3.44)."""
+
 LOG = "conversion.log"
 CHILD = "handheld.export.child"
 
@@ -302,8 +305,9 @@ class _Run:
     def _traced(self, key: str | None) -> Path:
         if not versions.installed(("torch",)):
             raise missing_extra("tracing a model", "all", "torch")
-        self.progress("trace", "started")
         request = self.request
+        self._require_room_to_trace()
+        self.progress("trace", "started")
         task = child.TraceRequest(
             model=request.model, layout=request.layout, bake=request.bake, schedule=request.schedule
         )
@@ -316,6 +320,16 @@ class _Run:
             self.progress("trace", f"done in {reply.program.work.seconds:.1f} s")
             key = key or key_of(program=reply.program.sha256, golden=(work / GOLDEN).read_text())
             return self.cache.store("program", key, work)
+
+    def _require_room_to_trace(self) -> None:
+        """Of a zoo model, whose size is known beforehand. Raises `HandheldError` if memory or disk is short."""
+        if self.request.model.kind != "zoo":
+            return
+        weights = 4 * zoo.get(self.request.model.target).parameters
+        need = TRACE_BASE_BYTES + int(TRACE_FACTOR * weights)
+        gate = memory.Gate(memory.available_bytes())
+        if refusal := gate.refusal(need, "tracing") or disk_refusal(self.cache.root, weights, "the traced program"):
+            raise HandheldError(f"{self.request.label} was not traced: {refusal}")
 
     def _parts(self, source: Path, parts: int) -> list[Path]:
         """The cache's folders with the parts of a program; cuts it if need be."""
@@ -503,13 +517,14 @@ def missing(target: Format) -> str | None:
     return f'{", ".join(absent)} not installed. Type: pip install "handheld[{target.extra}]"'
 
 
-def disk_refusal(place: Path, weight_bytes: int) -> str | None:
-    """Why `place` has no room for an artifact, if it has none: one may be 1.5 times the size of the weights."""
+def disk_refusal(place: Path, weight_bytes: int, what: str = "the artifact") -> str | None:
+    """Why `place` has no room for `what`, if it has none: it may be 1.5 times the size of the weights."""
     nearest = next(p for p in (place, *place.resolve().parents) if p.exists())
     free, need = shutil.disk_usage(nearest).free, int(1.5 * weight_bytes)
     if free >= need:
         return None
-    return f"the artifact may need {need / 1e9:.2f} GB; {place} has {free / 1e9:.2f} GB left. Choose another --out."
+    hint = "Choose another --out." if what == "the artifact" else "Type: handheld cache --prune, or set HANDHELD_CACHE."
+    return f"{what} may need {need / 1e9:.2f} GB; {place} has {free / 1e9:.2f} GB left. {hint}"
 
 
 @memoize

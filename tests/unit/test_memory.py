@@ -4,8 +4,13 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from handheld.errors import HandheldError
 from handheld.export import memory
-from handheld.export.run import disk_refusal
+from handheld.export.cache import Cache
+from handheld.export.run import Request, disk_refusal, export
+from handheld.models.source import refer
 
 
 def test_what_cannot_fit_is_refused_with_the_figures() -> None:
@@ -42,6 +47,13 @@ def test_a_full_disk_is_foreseen(tmp_path: Path) -> None:
     assert disk_refusal(tmp_path / "not" / "there" / "yet", 1000) is None
     said = disk_refusal(tmp_path, 10**18)
     assert said and "may need 1500000000.00 GB" in said and "--out" in said
+
+
+def test_a_large_network_is_refused_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4_000_000_000)
+    request = Request(model=refer("sd15_unet"), to=("onnx",), out=tmp_path)
+    with pytest.raises(HandheldError, match=r"sd15_unet was not traced: tracing is estimated to need 4\.6 GB"):
+        export(request, cache=Cache(tmp_path / "cache"))
 
 
 def test_available_memory_is_plausible() -> None:
