@@ -209,7 +209,7 @@ class Reference:
 
     def tensors(self, index: int) -> tuple[torch.Tensor, ...]:
         """One case's inputs as tensors."""
-        return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in self._inputs[index])
+        return tuple(torch.from_numpy(np.array(array, order="C")) for array in self._inputs[index])
 
     def _run(self, module: nn.Module, index: int, model: LoadedModel, name: str) -> Arrays:
         try:
