@@ -41,8 +41,10 @@ def image(picture: Array) -> "Image":
 
 
 def psnr_db(reference: Array, other: Array) -> float:
-    """PSNR of two pictures in [0, 1] as papers give it, its range being 1; `inf` if they are equal."""
+    """PSNR of two pictures in [0, 1] as papers give it, its range being 1; `inf` if they are equal, `-inf` for NaN."""
     mse = float(np.mean((reference.astype(np.float64) - other.astype(np.float64)) ** 2))
+    if not math.isfinite(mse):
+        return -math.inf
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 

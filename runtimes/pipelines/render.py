@@ -177,7 +177,7 @@ def _texts(specs: Sequence[TensorSpec]) -> str:
 
 
 def _viewpoints(camera: Shown, texts: Sequence[str], frames: int, truth: Path | None) -> Viewpoints:
-    if texts:
+    if texts or frames > 1:
         chosen = viewpoints.around(texts, frames) if frames > 1 else viewpoints.read(texts)
     elif camera.manifest:
         chosen = viewpoints.golden(camera.path.parent.parent)
@@ -191,9 +191,7 @@ def _render(camera: Shown, chosen: Viewpoints, threads: int, timeout: float) -> 
     (pose,), (picture,) = camera.signature.inputs, camera.signature.outputs
     cases = [{pose.name: matrix} for matrix in chosen.matrices]
     result, outputs = run_cases(camera, cases, threads=threads, timeout=timeout)
-    column = _Column(
-        _name(camera).rpartition("/")[2], [pictures.channels_last(output[picture.name]) for output in outputs]
-    )
+    column = _Column(_cell(camera), [pictures.channels_last(output[picture.name]) for output in outputs])
     views = []
     for index, name in enumerate(chosen.names):
         eager, truth = (_close(known, index, column.pictures[index]) for known in (chosen.eager, chosen.truth))

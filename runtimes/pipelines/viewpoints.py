@@ -43,7 +43,9 @@ def read(texts: Sequence[str]) -> Viewpoints:
 def around(texts: Sequence[str], frames: int) -> Viewpoints:
     """One pose of angles, turned around the scene in so many steps."""
     if len(texts) != 1 or Path(texts[0]).suffix in FILES:
-        raise HandheldError(f"{frames} frames go around from one pose of angles; came {' '.join(texts)}.", hint=HELP)
+        raise HandheldError(
+            f"{frames} frames go around from one pose of angles; came {' '.join(texts) or 'none'}.", hint=HELP
+        )
     theta, *rest = _angles(texts[0])
     angles = [theta + 360 * number / frames for number in range(frames)]
     return read([",".join(f"{number:g}" for number in (angle, *rest)) for angle in angles])

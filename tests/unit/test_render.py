@@ -123,6 +123,8 @@ def test_what_is_no_camera_is_said(camera: Path, tmp_path: Path) -> None:
         HandheldError, match=r"unknown format or runtime 'onxx'\..*Available: null, null-fp16, null-fp32"
     ):
         render(camera, ["0,0"], on=["onxx"])
+    with pytest.raises(HandheldError, match="3 frames go around from one pose of angles; came none"):
+        render(camera, frames=3)
     with pytest.raises(HandheldError, match=r"0 pictures .* for 1 poses"):
         render(camera, ["0,0"], truth=tmp_path)
     make(tmp_path / "second", {"fp32": Behaviour()}, signature=CAMERA)
