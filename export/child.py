@@ -147,7 +147,7 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     artifact = folder / request.artifact
     with without_overhead():
         program = Program.load(request.program / PROGRAM)
-        rewritten, counts = rewrites.apply(program, request.format)
+        rewritten, counts = rewrites.apply(program, request.format, neural_engine=request.options.neural_engine)
         stages = [stage_of("rewritten", rewritten, request.program)]
         target.watch = lambda exported: stages.append(decomposed(exported, request.program))
         signature = target.convert(rewritten, request.recipe, artifact, request.options)

@@ -114,7 +114,11 @@ def _bisected(request: _Request) -> Bisected:
     for module in formats.get(manifest.format).blocked_imports:
         sys.modules[module] = None  # type: ignore[assignment]
     opened = surgery.open_file(request.cell / manifest.artifact, manifest.format, manifest.signature)
-    graphs = graphs_of(request.program, manifest.format) if request.program else None
+    graphs = (
+        graphs_of(request.program, manifest.format, neural_engine=manifest.options.neural_engine)
+        if request.program
+        else None
+    )
     result = Bisected(case=request.cases[0])
     for case in request.cases:
         result = on_case(case, opened, manifest, golden, graphs, pieces=golden.path.parent / PIECES)
@@ -123,9 +127,9 @@ def _bisected(request: _Request) -> Bisected:
     return result
 
 
-def graphs_of(cached: Path, format_name: str) -> Forms:
+def graphs_of(cached: Path, format_name: str, *, neural_engine: bool = False) -> Forms:
     """The forms of a cached program's graph that files of a format are compared with."""
-    program, _ = rewrites.apply(Program.load(cached / PROGRAM), format_name)
+    program, _ = rewrites.apply(Program.load(cached / PROGRAM), format_name, neural_engine=neural_engine)
     return Forms(program.exported)
 
 

@@ -33,6 +33,8 @@ class Options(Record):
     deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS17"
     image_input: str | None = None
     """The uint8 input that Core ML shall take as a picture (RGB or grayscale) instead of a tensor; others ignore it."""
+    neural_engine: bool = False
+    """Linear layers as 1x1 convolutions and attention head by head, as Apple advises for its Neural Engine."""
 
 
 class Signature(Record):

@@ -8,7 +8,7 @@ once, and everything else stays as it is. The files are the same but for the nam
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from handheld.export.rewrites import graph as nodes
 
@@ -60,10 +60,11 @@ class InPlace:
         self._graph = torch.fx.Graph()
         self._new: dict[Node, Any] = {}
         self._traced: dict[Any, torch.fx.GraphModule] = {}
-        self._fake_mode = _detect_fake_mode_from_gm(exported.graph_module)
+        fake_mode = _detect_fake_mode_from_gm(exported.graph_module)
         signature = exported.graph_signature
-        if self._fake_mode is None or signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        if fake_mode is None or signature.buffers_to_mutate or signature.user_inputs_to_mutate:
             raise CannotStandError
+        self._fake_mode = fake_mode
 
     def run(self) -> "ExportedProgram":
         """The decomposed program. Raises `CannotStandError`, and has changed nothing, if it cannot be made."""
@@ -72,6 +73,8 @@ class InPlace:
             _split_decomp_table_to_cia_and_python_decomp,
         )
 
+        self._composite: dict[Any, Any]
+        self._python: dict[Any, Any]
         self._composite, self._python = _split_decomp_table_to_cia_and_python_decomp(dict(self._table))
         with self._fake_mode, _override_composite_implicit_decomp(self._composite):
             for node in self._exported.graph.nodes:
@@ -86,8 +89,10 @@ class InPlace:
 
         if node.op != "call_function":
             self._new[node] = self._copied(node)
-        elif node.target is operator.getitem and isinstance(given := self._new[node.args[0]], (tuple, list)):
-            self._new[node] = given[node.args[1]]
+            if node.op == "placeholder":
+                self._new[node].name = node.name  # which a new graph changes if Python has a use for it: "input"
+        elif node.target is operator.getitem and isinstance(self._new[node.all_input_nodes[0]], (tuple, list)):
+            self._new[node] = self._new[node.all_input_nodes[0]][cast("int", node.args[1])]
         elif node.target != torch.ops.aten._assert_tensor_metadata.default:
             function = self._to_trace(node)
             self._new[node] = self._copied(node) if function is None else self._inlined(node, function)

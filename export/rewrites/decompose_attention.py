@@ -41,14 +41,14 @@ def _decompose(node: "Node") -> None:
     logits = graph.call(node, "matmul.default", query, graph.permute(node, key, [*batch, column, row]))
     if width > positions:
         logits = graph.call(node, "mul.Tensor", logits, scale)
-    mask = _additive_mask(node, length, positions)
+    mask = additive_mask(node, length, positions)
     if mask is not None:
         logits = graph.call(node, "add.Tensor", logits, mask)
     weights = graph.call(node, "softmax.int", logits, -1)
     graph.replace(node, graph.call(node, "matmul.default", weights, value))
 
 
-def _additive_mask(node: "Node", length: int, positions: int) -> "Node | None":
+def additive_mask(node: "Node", length: int, positions: int) -> "Node | None":
     """The mask as what is added to the logits: 0 where a query may look, -inf where it may not."""
     import torch
 

@@ -54,6 +54,8 @@ class ExportOptions(TypedDict, total=False):
     schedule: str | None
     """`NAME=V,V,…`: that input becomes an index (int32) into these values, whatever depends on it alone a table."""
     deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"]
+    neural_engine: bool
+    """Layers as 1x1 convolutions, attention head by head: Apple's advice for its Neural Engine."""
     jobs: int
     timeout: float
     """Seconds, for each conversion."""
@@ -155,7 +157,10 @@ def _request(model: str, options: ExportOptions) -> Request:
         layout=options.get("layout", "nchw"),
         bake=options.get("bake_preprocessing", False),
         schedule=Schedule.parse(schedule) if schedule is not None else None,
-        options=Options(deployment_target=options.get("deployment_target", "iOS17")),
+        options=Options(
+            deployment_target=options.get("deployment_target", "iOS17"),
+            neural_engine=options.get("neural_engine", False),
+        ),
         jobs=options.get("jobs", 2),
         timeout=options.get("timeout", 3600),
         dry_run=options.get("dry_run", False),

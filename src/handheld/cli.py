@@ -78,6 +78,14 @@ FixedSchedule = Annotated[
 DeploymentTarget = Annotated[
     Literal["iOS15", "iOS16", "iOS17", "iOS18"], typer.Option(help="The oldest iOS that the Core ML file must run on.")
 ]
+NeuralEngine = Annotated[
+    bool,
+    typer.Option(
+        "--neural-engine",
+        help="Layers as 1x1 convolutions and attention head by head, as Apple advises for its Neural Engine. "
+        "Compare on the phone: on processors it is slower.",
+    ),
+]
 Jobs = Annotated[int, typer.Option(min=1, help="Conversions at a time.")]
 Timeout = Annotated[float, typer.Option(help="Seconds until a conversion or a run is stopped.")]
 DryRun = Annotated[
@@ -155,6 +163,7 @@ def export(
     std: Std = None,
     schedule: FixedSchedule = None,
     deployment_target: DeploymentTarget = "iOS17",
+    neural_engine: NeuralEngine = False,
     jobs: Jobs = 2,
     timeout: Timeout = 3600,
     dry_run: DryRun = False,
@@ -184,6 +193,7 @@ def export(
                 std=_numbers(std, "std"),
                 schedule=schedule,
                 deployment_target=deployment_target,
+                neural_engine=neural_engine,
                 jobs=jobs,
                 timeout=timeout,
                 dry_run=dry_run,
@@ -212,6 +222,7 @@ def split(
     inputs: Input = None,
     schedule: FixedSchedule = None,
     deployment_target: DeploymentTarget = "iOS17",
+    neural_engine: NeuralEngine = False,
     jobs: Jobs = 2,
     timeout: Timeout = 3600,
     dry_run: DryRun = False,
@@ -238,6 +249,7 @@ def split(
                 inputs=inputs or (),
                 schedule=schedule,
                 deployment_target=deployment_target,
+                neural_engine=neural_engine,
                 jobs=jobs,
                 timeout=timeout,
                 dry_run=dry_run,
@@ -270,6 +282,7 @@ def ship(
     std: Std = None,
     schedule: FixedSchedule = None,
     deployment_target: DeploymentTarget = "iOS17",
+    neural_engine: NeuralEngine = False,
     jobs: Jobs = 2,
     timeout: Timeout = 3600,
     trust: Trust = False,
@@ -297,6 +310,7 @@ def ship(
                 std=_numbers(std, "std"),
                 schedule=schedule,
                 deployment_target=deployment_target,
+                neural_engine=neural_engine,
                 jobs=jobs,
                 timeout=timeout,
                 trust=trust,

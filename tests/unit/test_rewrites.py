@@ -193,7 +193,7 @@ def test_a_failure_names_the_rewrite_and_those_before_it(
     with pytest.raises(RewriteError) as caught:
         apply(program, "paper")
     assert why in caught.value.message
-    assert "remove_noops (1), fold_constants (0)." in caught.value.message
+    assert "remove_noops (1), tabulate (0)." in caught.value.message
 
 
 def test_a_format_that_is_not_in_the_table_gets_the_common_rewrites() -> None:
