@@ -27,7 +27,10 @@ class Lifted:
         self.signature = deepcopy(exported.graph_signature)
         self.state_dict = dict(exported.state_dict)
         self.constants = dict(exported.constants)
-        placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
+        placeholders = {}
+        for spec, node in zip(self.signature.input_specs, self.graph.find_nodes(op="placeholder"), strict=True):
+            node.name = spec.arg.name  # a copied graph renames what Python has a name for: "input" becomes "input_1"
+            placeholders[node.name] = node
         self.inputs = [placeholders[name] for name in self.signature.user_inputs if isinstance(name, str)]
         for node in self.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
             self.graph.erase_node(node)  # repeats the dtypes that an edit changes

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 NARROWED: dict[str, DType] = {"int64": "int32"}
 """What litert-torch makes of 64-bit inputs and outputs: kernels and accelerators have 32 bits."""
 
+LARGE_BYTES = 200 << 20
+"""Weights beyond this are kept out of the compiler, which hashes and copies them: a gigabyte took 46 s and 4.9 times
+its size, and takes 6 s and 2.9 times. What the compiler would have folded, litert-torch then folds with the runtime;
+the file is the same. That costs a second, so small models go the usual way.
+"""
+
 _MISSING = re.compile(r"Lowering not found: (\S+)")
 _PLACE = re.compile(r"(?P<file>\S+):(?P<line>\d+):\d+: error: (?P<reason>.*)")
 _KERNEL = re.compile(r"(?:builtin opcode '|custom op: )(\w+)")
@@ -52,9 +58,10 @@ class LiteRT(Format):
         if zeros := _indices_of_pooling(program):
             raise unsupported(self.title, zeros)
         example = {spec.name: tensor for spec, tensor in zip(program.inputs, program.example(), strict=True)}
+        large = sum(tensor.nbytes for tensor in program.exported.state_dict.values()) > LARGE_BYTES
         try:
             with decomposing_in_place():
-                model = litert_torch.convert(_named(program), sample_kwargs=example)
+                model = litert_torch.convert(_named(program), sample_kwargs=example, lightweight_conversion=large)
         except Exception as error:  # RuntimeError, ValueError, AssertionError, jax's own
             if blamed := _blamed(program, error):
                 raise blamed from error

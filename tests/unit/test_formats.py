@@ -6,9 +6,11 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
 from handheld.errors import HandheldError
 from handheld.export import formats
+from handheld.export.formats.lifted import Lifted
 from handheld.export.recipe import RECIPES
 
 
@@ -56,3 +58,16 @@ def test_the_registry_imports_no_converter() -> None:
     heavy = ["torch", "coremltools", "coreai", "coreai_torch", "litert_torch", "executorch", "onnx", "google.protobuf"]
     code = f"import sys, handheld.export.formats; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_an_input_may_be_called_as_python_calls_something_of_its_own() -> None:
+    """A graph that is copied renames such inputs: "input" becomes "input_1"."""
+
+    class Takes(torch.nn.Module):
+        def forward(self, input: torch.Tensor, max: torch.Tensor) -> torch.Tensor:
+            return input + 2 * max
+
+    given = (torch.ones(3), torch.ones(3))
+    lifted = Lifted(torch.export.export(Takes(), given))
+    assert [node.name for node in lifted.inputs] == ["input", "max"]
+    assert torch.equal(lifted.build().module()(*given), torch.full((3,), 3.0))
