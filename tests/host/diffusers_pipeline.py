@@ -13,7 +13,7 @@ from handheld.runtimes.base import Array
 
 SPEC = pipelines.get("sd15_tiny")
 PROMPT, NEGATIVE, SEED, GUIDANCE = "a fox in the snow", "blurry", 11, 7.5
-STEPS: dict[Sampler, int] = {"pndm": 5, "ddim": 4}
+STEPS: dict[Sampler, int] = {"pndm": 3, "ddim": 2}
 
 
 def eager(pipe: Any, sampler: Sampler) -> dict[str, Array]:

@@ -68,8 +68,9 @@ SLOW = ("onnx", "litert", "executorch")
 def test_every_step_is_that_of_diffusers(format_name: str, reference: Reference, tmp_path: Path) -> None:
     converted(format_name, tmp_path)
     for recipe in RECIPES[format_name]:
+        samplers: tuple[Sampler, ...] = ("pndm", "ddim") if recipe == "fp32" else ("pndm",)
         contract = files.read_record(tmp_path / f"{recipe}.json", Contract)
-        for sampler in STEPS:
+        for sampler in samplers:  # few: Core AI's interpreter takes seconds for a step in half
             came, expected = ours(contract, tmp_path, sampler), reference(sampler)
             picture = (came.pictures.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
             arrays = {**came.arrays(), "picture": picture}
