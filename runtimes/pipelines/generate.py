@@ -17,14 +17,12 @@ from handheld.models.tokenizer import ClipTokenizer, clip_tokenizer
 from handheld.record import Record
 from handheld.runtimes.base import Array
 from handheld.runtimes.job import Basis
-from handheld.runtimes.pipelines import pictures
+from handheld.runtimes.pipelines import pictures, video
 from handheld.runtimes.pipelines.artifacts import Progress, Wanted, gather
 from handheld.runtimes.pipelines.bundle import open_bundle
 from handheld.runtimes.pipelines.contract import Contract, Graph, require_unaltered
 from handheld.runtimes.pipelines.diffusion import Runs, Sampled, sample
 from handheld.runtimes.pipelines.served import Opening, Served
-
-FRAMES_PER_SECOND = 8
 
 
 class Stage(Record):
@@ -142,8 +140,9 @@ def _require(prompt: str, out: Path, trace: Path | None) -> None:
         raise HandheldError(
             "the prompt is empty.", hint='Type: handheld generate "a fox in the snow" --model snapfusion'
         )
-    if out.suffix not in (".png", ".gif"):
-        raise HandheldError(f"cannot write {out}: expected a .png, or a .gif for a video.")
+    if out.suffix not in (".png", *video.SUFFIXES):
+        raise HandheldError(f"cannot write {out}: expected a .png, or a {' or '.join(video.SUFFIXES)} for a video.")
+    video.require(out)
     if trace and trace.suffix != ".npz":
         raise HandheldError(f"cannot write the trace to {trace}: expected an .npz.")
 
@@ -184,12 +183,11 @@ class _Stages:
 
 
 def _write(out: Path, values: Array, contract: Contract) -> None:
-    """One picture as it is; several as an animation, or as numbered files."""
+    """One picture as it is; several as a video, or as numbered files."""
     low, high = contract.picture_range
     made = [pictures.image((np.moveaxis(picture, 0, 2) - low) / (high - low)) for picture in values]
-    if out.suffix == ".gif":
-        duration = 1000 // FRAMES_PER_SECOND
-        pictures.save(out, made[0], save_all=True, append_images=made[1:], duration=duration, loop=0)
+    if out.suffix in video.SUFFIXES:
+        video.save(out, made)
     elif len(made) == 1:
         pictures.save(out, made[0])
     else:

@@ -493,7 +493,8 @@ def run(
     epilog="\b\nExamples:\n"
     '  handheld generate "a fox in the snow" --model snapfusion --checkpoint weights --to coreml\n'
     '  handheld generate "a fox in the snow" --model sd15_tiny --steps 20 --seed 7 --trace latents.npz\n'
-    '  handheld generate "a fox in the snow" --bundle bundle\n\n'
+    '  handheld generate "a fox in the snow" --bundle bundle\n'
+    '  handheld generate "a fox that runs" --model snapgenv_tiny --out fox.mp4\n\n'
     "A checkpoint is a folder in diffusers' layout (text_encoder, unet, vae). Without one the weights are probe "
     "weights, and the picture is noise: for comparing runtimes."
 )
@@ -513,7 +514,7 @@ def generate(
     negative: Annotated[str, typer.Option(help="What the picture shall not show.")] = "",
     sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
     fixed_steps: FixedSteps = False,
-    out: Annotated[Path, typer.Option(help="A .png, or a .gif for a video.")] = Path("picture.png"),
+    out: Annotated[Path, typer.Option(help="A .png, or a .mp4 or .gif for a video.")] = Path("picture.png"),
     artifacts: Artifacts = Path("out"),
     checkpoint: PipelineCheckpoint = None,
     trace: Annotated[Path | None, typer.Option(help="Write all latents, step by step, to this .npz.")] = None,
