@@ -350,12 +350,14 @@ def show_render(out: Console, done: RenderReport) -> None:
 
 def show_generate(out: Console, done: GenerateReport) -> None:
     """What made the picture, and how long it took."""
-    rows = [[stage.name, f"{stage.seconds:.2f}"] for stage in done.stages]
+    groups = groupby(done.stages, key=lambda stage: "" if stage.name.startswith("step ") else stage.name)
+    named = [(name, [stage.seconds for stage in stages]) for name, stages in groups]
+    rows = [[name or f"{len(took)} steps", f"{sum(took):.2f}", f"{max(took):.2f}"] for name, took in named]
     speed = "; a reference: its speed means nothing" if done.reference else ""
     caption = (
         f"{done.runtime} ({_versions(done.runtime_versions.items())}), loading included; basis: {done.basis}{speed}"
     )
-    show_table(out, f"{done.pipeline}: {done.prompt}", ["stage", ">seconds"], rows, caption=caption)
+    show_table(out, f"{done.pipeline}: {done.prompt}", ["stage", ">seconds", ">longest"], rows, caption=caption)
     made = ", ".join(dict.fromkeys(f"{graph.format}-{graph.recipe}, weights: {graph.weights}" for graph in done.graphs))
     guidance = "none" if done.guidance is None else f"{done.guidance:g}"
     out.print(f"{done.steps} steps of {done.sampler}, seed {done.seed}, guidance {guidance}; {made}", soft_wrap=True)
