@@ -78,7 +78,7 @@ class ClipTokenizer:
 def clip_tokenizer() -> ClipTokenizer:
     """CLIP's own. Raises `HandheldError` if `tokenizers` is not installed."""
     _require()
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     with gzip.open(VOCABULARY, "rt", encoding="utf-8") as file:
         merges = [(first, second) for first, second in map(str.split, file.read().split("\n")[1 : MERGES + 1])]
@@ -95,6 +95,9 @@ def clip_tokenizer() -> ClipTokenizer:
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.add_special_tokens([START, END])
+    # For whoever reads the written file: `ClipTokenizer` places them itself, beside what it cuts off.
+    ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{START} $A {END}", special_tokens=ends)
     return ClipTokenizer(tokenizer)
 
 

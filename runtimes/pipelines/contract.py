@@ -5,7 +5,8 @@
 2. draws latents of the shape `latents`, with mean 0 and variance 1;
 3. for each timestep of the schedule calls the `denoise` graph, with guidance on the latents twice in one batch, and
    combines its two halves: negative + guidance · (prompted − negative); then takes the schedule's step
-   (`handheld.models.schedules` says how: a table and one line);
+   (`handheld.models.schedules` says how: a table and one line). A graph that is `fixed` takes the timestep's place
+   among its values;
 4. calls the `decode` graphs one after another, each on as many of what came before as its input holds;
    the last gives pictures in `picture_range`, channels first.
 """

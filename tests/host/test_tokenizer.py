@@ -57,7 +57,11 @@ def test_ids_are_those_of_transformers(ours: ClipTokenizer, written: Path) -> No
         assert ours(text).ids.tolist() == expected, repr(text)
 
 
-def test_written_files_hold_every_token(written: Path) -> None:
+def test_written_files_are_read_by_others(written: Path) -> None:
+    import tokenizers
+
+    theirs = tokenizers.Tokenizer.from_file(str(written / "tokenizer.json"))
+    assert theirs.encode("a photo of a cat").ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     vocabulary = json.loads((written / "vocab.json").read_text())
     assert sorted(vocabulary.values()) == list(range(49408)) and vocabulary["<|endoftext|>"] == 49407
     assert len((written / "merges.txt").read_text().splitlines()) == 1 + 48894
