@@ -6,6 +6,7 @@ from handheld.export.rewrites import graph
 from handheld.export.rewrites.attention_4d import Attention4d
 from handheld.export.rewrites.base import Rewrite, RewriteError
 from handheld.export.rewrites.chained_batch_norm import ChainedBatchNorm
+from handheld.export.rewrites.conv3d_as_2d import Conv3dAs2d
 from handheld.export.rewrites.crop_slices import CropSlices
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
 from handheld.export.rewrites.decompose_norm import DecomposeNorm
@@ -54,9 +55,9 @@ COMMON: tuple[type[Rewrite], ...] = (
 """What every format gains by, and what a format that the table does not know gets: less to convert, store, compute."""
 
 _XNNPACK: tuple[type[Rewrite], ...] = (
-    *(RemoveNoops, Tabulate, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale, MergeParallel),
-    *(TanhGelu, PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices, PlainPrelu),
-    *(ChainedBatchNorm, MaxValues, NearestByIndex, ResizeByMatrix),
+    *(RemoveNoops, Tabulate, Conv3dAs2d, DecomposeNorm, DecomposeAttention, FoldConstants, FoldBatchNorm, FoldScale),
+    *(MergeParallel, TanhGelu, PlainViews, FloatNumbers, Matmul3d, Softmax3d, MeanKeepdim, MergeViews, CropSlices),
+    *(PlainPrelu, ChainedBatchNorm, MaxValues, NearestByIndex, ResizeByMatrix),
 )
 _LITERT: tuple[type[Rewrite], ...] = (
     *COMMON,

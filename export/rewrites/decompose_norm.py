@@ -1,6 +1,7 @@
 """Writes group norm and layer norm with operators that XNNPACK has: it takes neither whole."""
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from handheld.export.rewrites import graph
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 class DecomposeNorm(LocalRewrite):
     """Mean, centred square mean and `rsqrt`, in a form that keeps the layout of what stands around.
 
-    Group norm of a picture: XNNPACK's mean over space, in NHWC as convolutions are, and a small linear that averages
-    the channels of a group. Layer norm over the last axis: a linear with one output, 1/n of every element. The variance
-    is that of the centred values, so nothing cancels. Norms over other axes are left.
+    Group norm of a picture, or of a video or a sequence seen as one: XNNPACK's mean over space, in NHWC as convolutions
+    are, and a small linear that averages the channels of a group. Layer norm over the last axis: a linear with one
+    output, 1/n of every element. The variance is that of the centred values, so nothing cancels. Norms over other axes
+    are left.
     """
 
     name = "decompose_norm"
@@ -25,12 +27,13 @@ class DecomposeNorm(LocalRewrite):
         """Check that the norm is over the groups of a picture's channels, or over the last axis."""
         arguments, rank = graph.arguments(node), len(graph.shape(node))
         if graph.operator(node) == "group_norm.default":
-            return (lambda: _group_norm(node, arguments)) if rank == 4 else None
+            return (lambda: _group_norm(node, arguments)) if rank in (3, 4, 5) else None
         return (lambda: _layer_norm(node, arguments)) if len(arguments["normalized_shape"]) == 1 else None
 
 
 def _group_norm(node: "Node", arguments: dict[str, Any]) -> None:
-    batch, channels = graph.shape(node)[:2]
+    batch, channels, first = graph.shape(node)[:3]
+    arguments["input"] = graph.reshape(node, arguments["input"], (batch, channels, first, prod(graph.shape(node)[3:])))
     width = channels // arguments["num_groups"]
     average = _average(node, width, width)
 
@@ -49,7 +52,7 @@ def _group_norm(node: "Node", arguments: dict[str, Any]) -> None:
     result = graph.call(node, "mul.Tensor", centred, factor)
     if arguments["bias"] is not None:
         result = graph.call(node, "add.Tensor", result, along(arguments["bias"]))
-    graph.replace(node, result)
+    graph.replace(node, graph.reshape(node, result, graph.shape(node)))
 
 
 def _layer_norm(node: "Node", arguments: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from handheld.export.rewrites import RewriteError
+from handheld.export.rewrites.conv3d_as_2d import Conv3dAs2d
 from handheld.export.rewrites.decompose_attention import DecomposeAttention
 from handheld.export.rewrites.decompose_norm import DecomposeNorm
 from handheld.export.rewrites.flatten_group_norm import FlattenGroupNorm
@@ -219,6 +220,8 @@ class TestDecomposeNorm:
             (nn.GroupNorm(3, 6), IMAGE),
             (nn.GroupNorm(6, 6, affine=False), IMAGE),
             (nn.GroupNorm(1, 6, eps=0.2), (1, 6, 1, 8)),
+            (nn.GroupNorm(3, 6), (2, 6, 8)),
+            (nn.GroupNorm(3, 6), (2, 6, 3, 4, 5)),
             (nn.LayerNorm(6), TOKENS),
             (nn.LayerNorm(8, elementwise_affine=False, eps=0.2), IMAGE),
             (nn.LayerNorm(6, bias=False), (3, 6)),
@@ -229,12 +232,9 @@ class TestDecomposeNorm:
         assert seen.changed == 1
         assert not [name for name in seen.operators if "norm" in name]
 
-    @pytest.mark.parametrize(
-        ("norm", "shape"),
-        [(nn.GroupNorm(3, 6), (2, 6, 8)), (nn.GroupNorm(3, 6), (2, 6, 3, 4, 5)), (nn.LayerNorm((8, 8)), IMAGE)],
-    )
-    def test_other_axes_stay(self, norm: nn.Module, shape: tuple[int, ...]) -> None:
-        assert rewrite(Fn(lambda m, x: m.norm(x), norm=norm), [shape], DecomposeNorm).changed == 0
+    def test_several_axes_stay(self) -> None:
+        network = Fn(lambda m, x: m.norm(x), norm=nn.LayerNorm((8, 8)))
+        assert rewrite(network, [IMAGE], DecomposeNorm).changed == 0
 
 
 class TestFloatNumbers:
@@ -284,3 +284,26 @@ class TestOutOfPlace:
     )
     def test_writes_that_may_be_seen_stay(self, write: Callable[[Fn, Tensor], Tensor]) -> None:
         assert rewrite(Fn(write, conv=nn.Conv2d(6, 6, 1)), [IMAGE], OutOfPlace).changed == 0
+
+
+class TestConv3dAs2d:
+    VIDEO = (2, 4, 5, 6, 7)
+
+    @pytest.mark.parametrize(
+        ("kernel", "options"),
+        [
+            ((3, 1, 1), {"padding": (1, 0, 0)}),
+            ((3, 3, 3), {"padding": 1}),
+            ((2, 1, 1), {"bias": False}),
+            ((1, 3, 2), {"stride": (1, 2, 1), "padding": (0, 1, 0)}),
+            ((3, 3, 3), {"padding": (1, 2, 2), "dilation": (1, 2, 2)}),
+            ((2, 1, 1), {"padding": (2, 1, 0)}),
+        ],
+    )
+    def test_over_every_frame(self, kernel: tuple[int, int, int], options: dict[str, Any]) -> None:
+        seen = rewrite(nn.Conv3d(4, 6, kernel, **options), [self.VIDEO], Conv3dAs2d)
+        assert (seen.changed, seen.operators["conv2d.default"], seen.operators["conv3d.default"]) == (1, 1, 0)
+
+    @pytest.mark.parametrize("options", [{"stride": (2, 1, 1)}, {"dilation": (2, 1, 1)}, {"groups": 2}])
+    def test_stays(self, options: dict[str, Any]) -> None:
+        assert rewrite(nn.Conv3d(4, 6, 2, **options), [self.VIDEO], Conv3dAs2d).changed == 0
