@@ -13,7 +13,7 @@ unset PYTHONPATH
 export HANDHELD_CACHE="$place/cache"
 handheld="$place/env/bin/handheld"
 "$handheld" --version
-for verb in export ship check bench report run show models recipes devices doctor cache; do
+for verb in export ship check bench report run generate bundle show models recipes devices doctor cache; do
   "$handheld" "$verb" --help > /dev/null
 done
 "$handheld" models

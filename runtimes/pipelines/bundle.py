@@ -87,7 +87,10 @@ def bundle(
         contract = found.model_copy(update=update)
         files.write_record(staging / CONTRACT, contract)
         files.install(staging, out)
-    made = Path(shutil.make_archive(str(out), "zip", out)) if archive else None
+        made = None
+        if archive:
+            made = out.with_name(f"{out.name}.zip")
+            files.install(Path(shutil.make_archive(f"{staging}-whole", "zip", out)), made)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return BundleReport(folder=out, archive=made, size_bytes=size, contract=contract)
 

@@ -11,6 +11,7 @@ import numpy as np
 from handheld import runtimes
 from handheld.errors import HandheldError
 from handheld.export import files
+from handheld.export.memory import available_bytes
 from handheld.models import pipelines
 from handheld.models.schedules import Sampler, noise, schedule
 from handheld.models.tokenizer import ClipTokenizer, clip_tokenizer
@@ -101,6 +102,7 @@ def generate(
         wanted = Wanted(to, recipe, artifacts, checkpoint, fixed_steps, timeout)
         contract = gather(spec, table, wanted, progress)
     require_unaltered(root, contract)
+    _require_memory(contract)
     guidance = contract.guided_by(guidance, negative)
     ids, dropped = _ids(tokenizer, negative, prompt, progress)
     stages = _Stages(progress)
@@ -145,6 +147,16 @@ def _require(prompt: str, out: Path, trace: Path | None) -> None:
     video.require(out)
     if trace and trace.suffix != ".npz":
         raise HandheldError(f"cannot write the trace to {trace}: expected an .npz.")
+
+
+def _require_memory(contract: Contract) -> None:
+    """Raise `HandheldError` if the largest graph, which is loaded alone, cannot lie in memory."""
+    largest, free = max(contract.graphs, key=lambda graph: graph.size_bytes), available_bytes()
+    if largest.size_bytes > free:
+        raise HandheldError(
+            f"{largest.file} needs at least {largest.size_bytes / 1e9:.2f} GB of memory; {free / 1e9:.2f} GB is free.",
+            hint="End other programs, or export it with --recipe fp16.",
+        )
 
 
 def _ids(tokenizer: ClipTokenizer, negative: str, prompt: str, progress: Progress) -> tuple[Array, str]:

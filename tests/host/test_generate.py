@@ -18,7 +18,7 @@ from handheld.export.manifest import MANIFEST, Boundary, Manifest
 from handheld.export.manifest import Schedule as Fixed
 from handheld.export.metrics import psnr_db
 from handheld.models import probe
-from handheld.runtimes.pipelines import pictures
+from handheld.runtimes.pipelines import generate, pictures
 from handheld.runtimes.pipelines.contract import Contract
 
 ASKED = (PROMPT, "--seed", str(SEED), "--guidance", str(GUIDANCE), "--negative", NEGATIVE)
@@ -159,6 +159,14 @@ def test_an_altered_graph_is_refused(made: Made, tmp_path: Path) -> None:
     graph.write_bytes(graph.read_bytes() + b"\0")
     with pytest.raises(HandheldError, match="was altered since it was exported"):
         api.generate(PROMPT, "sd15_tiny", artifacts=out, out=tmp_path / "x.png")
+
+
+def test_too_little_memory_is_told_before_the_start(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "available_bytes", lambda: 2**20)
+    with pytest.raises(HandheldError, match=r"needs at least 0\.01 GB of memory; 0\.00 GB is free"):
+        api.generate(PROMPT, "sd15_tiny", artifacts=made.out, out=tmp_path / "x.png")
 
 
 def test_a_denoiser_for_fixed_steps_serves_those_only(made: Made, tmp_path: Path) -> None:
