@@ -7,12 +7,12 @@ from pathlib import Path
 from handheld.errors import HandheldError
 from handheld.export import files, formats, recipe
 from handheld.export import run as exporting
-from handheld.export.manifest import MANIFEST, Manifest
+from handheld.export.manifest import MANIFEST, PARTS, Manifest, Parts
 from handheld.export.manifest import Schedule as Fixed
 from handheld.models.pipelines import PIPELINES, Part, PipelineSpec
 from handheld.models.schedules import Schedule
 from handheld.models.source import refer
-from handheld.runtimes.pipelines.contract import Contract, contract_of, graph_of
+from handheld.runtimes.pipelines.contract import Contract, Graph, contract_of, graph_of
 
 Progress = Callable[[str, str], None]
 TIMESTEP = "timestep"
@@ -32,6 +32,8 @@ class Wanted:
     artifacts: Path = Path("out")
     checkpoint: Path | None = None
     fixed: bool = False
+    parts: int = 1
+    """Into how many parts the denoiser is cut (`handheld split`)."""
     timeout: float = 3600
 
 
@@ -41,14 +43,19 @@ def gather(spec: PipelineSpec, table: Schedule, wanted: Wanted, progress: Progre
     Raises `HandheldError` for an unknown format or recipe, what cannot be exported, and a checkpoint without a part.
     """
     cell = _cell(wanted.to, wanted.recipe)
+    if wanted.parts > 1 and wanted.fixed:
+        raise HandheldError("a denoiser is cut into parts or made for fixed steps, not both.", hint="Leave one out.")
     if wanted.checkpoint:
         _require_parts(spec, wanted.checkpoint)
-    graphs = []
+    graphs: list[Graph] = []
     for part in spec.parts:
         fixing = table if part.role == "denoise" else None
-        folder = None if wanted.checkpoint else _find(part, wanted, cell, fixing)
-        folder = folder or _export(part, wanted, fixing if wanted.fixed else None, progress)
-        graphs.append(graph_of(part, folder, files.read_record(folder / MANIFEST, Manifest), wanted.artifacts))
+        if part.role == "denoise" and wanted.parts > 1:
+            folders = _parts(part, wanted, cell, progress)
+        else:
+            found = None if wanted.checkpoint else _find(part, wanted, cell, fixing)
+            folders = [found or _export(part, wanted, fixing if wanted.fixed else None, progress)]
+        graphs += [graph_of(part, folder, wanted.artifacts) for folder in folders]
     return contract_of(spec, graphs)
 
 
@@ -112,9 +119,25 @@ def _find(part: Part, wanted: Wanted, cell: str, table: Schedule | None) -> Path
     return None
 
 
+def _parts(part: Part, wanted: Wanted, cell: str, progress: Progress) -> list[Path]:
+    """The parts of a denoiser that was cut, in their order."""
+    whole = wanted.artifacts / f"{part.model}.{wanted.parts}parts"
+    if not wanted.checkpoint and (whole / PARTS).is_file():
+        listed = files.read_record(whole / PARTS, Parts)
+        folders = [whole / one.name / cell for one in listed.parts]
+        if all((folder / MANIFEST).is_file() for folder in folders):
+            return folders
+    done = exporting.split(_request(part, wanted, None), wanted.parts, _named(part, progress))
+    return [_made(report) for report in done.parts]
+
+
 def _export(part: Part, wanted: Wanted, table: Schedule | None, progress: Progress) -> Path:
+    return _made(exporting.export(_request(part, wanted, table), _named(part, progress)))
+
+
+def _request(part: Part, wanted: Wanted, table: Schedule | None) -> exporting.Request:
     values = tuple(map(float, dict.fromkeys(table.timesteps))) if table else ()
-    request = exporting.Request(
+    return exporting.Request(
         model=refer(part.model, checkpoint=wanted.checkpoint / part.folder if wanted.checkpoint else None),
         to=(wanted.to,),
         recipe=wanted.recipe,
@@ -122,7 +145,14 @@ def _export(part: Part, wanted: Wanted, table: Schedule | None, progress: Progre
         schedule=Fixed(input=TIMESTEP, values=values) if values else None,
         timeout=wanted.timeout,
     )
-    (done,) = exporting.export(request, lambda what, state: progress(f"{part.model}: {what}", state)).cells
-    if not done.ok or done.artifact is None:
-        raise HandheldError(f"{part.model} could not be exported as {done.name}: {done.reason}")
-    return done.artifact.parent
+
+
+def _made(report: exporting.ExportReport) -> Path:
+    (cell,) = report.cells
+    if not cell.ok or cell.artifact is None:
+        raise HandheldError(f"{report.model} could not be exported as {cell.name}: {cell.reason}")
+    return cell.artifact.parent
+
+
+def _named(part: Part, progress: Progress) -> Progress:
+    return lambda what, state: progress(f"{part.model}: {what}", state)

@@ -45,6 +45,7 @@ def bundle(
     steps: Sequence[int] = (),
     sampler: str | None = None,
     fixed_steps: bool = False,
+    parts: int = 1,
     artifacts: Path = Path("out"),
     checkpoint: Path | None = None,
     archive: bool = False,
@@ -65,7 +66,7 @@ def bundle(
     if out.exists() and not (out / CONTRACT).is_file() and any(out.iterdir() if out.is_dir() else [out]):
         raise HandheldError(f"{out} is there and is no bundle: nothing was written.", hint="Choose another --out.")
     tables = [schedule(sampler or spec.sampler, count, spec.prediction) for count in steps or (spec.steps,)]
-    wanted = Wanted(to, recipe, artifacts, checkpoint, fixed_steps, timeout)
+    wanted = Wanted(to, recipe, artifacts, checkpoint, fixed_steps, parts, timeout)
     contracts = [gather(spec, table, wanted, progress) for table in tables]
     if len({contract.graph("denoise").file for contract in contracts}) > 1:
         raise HandheldError("a denoiser made for fixed steps serves one number of them.", hint="Name one with --steps.")

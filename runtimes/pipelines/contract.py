@@ -6,7 +6,8 @@
 3. for each timestep of the schedule calls the `denoise` graph, with guidance on the latents twice in one batch, and
    combines its two halves: negative + guidance · (prompted − negative); then takes the schedule's step
    (`handheld.models.schedules` says how: a table and one line). A graph that is `fixed` takes the timestep's place
-   among its values;
+   among its values. Several `denoise` graphs are the parts of one: each takes by name what the whole would be given and
+   what the parts before it gave;
 4. calls the `decode` graphs one after another, each on as many of what came before as its input holds;
    the last gives pictures in `picture_range`, channels first.
 """
@@ -21,7 +22,7 @@ from pydantic import AfterValidator, Field
 from handheld.errors import HandheldError, unknown
 from handheld.export import files
 from handheld.export.formats.base import Signature
-from handheld.export.manifest import Manifest
+from handheld.export.manifest import MANIFEST, Manifest
 from handheld.export.manifest import Schedule as Fixed
 from handheld.models.pipelines import Part, PipelineSpec, Role
 from handheld.models.schedules import Prediction, Sampler, Schedule
@@ -91,6 +92,17 @@ class Contract(Record):
         """The first graph of a role."""
         return next(graph for graph in self.graphs if graph.role == role)
 
+    def of(self, role: Role) -> list[Graph]:
+        """All graphs of a role, in their order. Of a denoiser that was cut, its parts."""
+        return [graph for graph in self.graphs if graph.role == role]
+
+    def input(self, name: str) -> tuple[int, ...]:
+        """The shape of the denoiser's input of that name. Raises `HandheldError` if it has none."""
+        shapes = {spec.name: spec.shape for graph in self.of("denoise") for spec in graph.signature.inputs}
+        if name not in shapes:
+            raise unknown(f"input of {self.graph('denoise').model}", name, shapes)
+        return shapes[name]
+
     def schedule(self, steps: int | None, sampler: str | None) -> Schedule:
         """The bundle's table for so many steps. Raises `HandheldError` if it has none."""
         wanted = (self.steps if steps is None else steps, sampler or self.sampler)
@@ -115,11 +127,12 @@ class Contract(Record):
         return self.guidance if guidance is None else guidance
 
 
-def graph_of(part: Part, folder: Path, manifest: Manifest, root: Path) -> Graph:
-    """What a contract says of an artifact, whose manifest lies in `folder`, somewhere below `root`."""
+def graph_of(part: Part, folder: Path, root: Path) -> Graph:
+    """What a contract says of the artifact in `folder`, somewhere below `root`."""
+    manifest = files.read_record(folder / MANIFEST, Manifest)
     return Graph(
         role=part.role,
-        model=part.model,
+        model=manifest.model,
         format=manifest.format,
         recipe=manifest.recipe.name,
         file=(folder / manifest.artifact).relative_to(root).as_posix(),
@@ -151,14 +164,14 @@ def contract_of(spec: PipelineSpec, graphs: Sequence[Graph], schedules: Sequence
 def require_fitting(contract: Contract) -> None:
     """Raise `HandheldError` unless each graph takes what the one before it gives."""
     text, unet = contract.graph("text"), contract.graph("denoise")
-    given, taken = text.signature.outputs[0].shape, _input(unet, "text")
+    given, taken = text.signature.outputs[0].shape, contract.input("text")
     if given[1:] != taken[1:]:
         raise HandheldError(
             f"{text.model} gives a text of {_sizes(given)}; {unet.model} takes one of {_sizes(taken)}.",
             hint="They are not of one pipeline, or one was exported by another version: export them again.",
         )
     passes = 1 if contract.guidance is None else 2
-    sample = _input(unet, "sample")
+    sample = contract.input("sample")
     if sample != (passes * contract.latents[0], *contract.latents[1:]):
         raise HandheldError(
             f"{unet.model} takes latents of {_sizes(sample)}; {contract.pipeline} has {passes} times "
@@ -175,13 +188,6 @@ def require_unaltered(root: Path, contract: Contract) -> None:
             raise HandheldError(f"no file at {path}.", hint="Export or bundle it again.")
         if files.sha256_of(path) != graph.sha256:
             raise HandheldError(f"{path} was altered since it was exported.", hint="Export or bundle it again.")
-
-
-def _input(graph: Graph, name: str) -> tuple[int, ...]:
-    specs = {spec.name: spec for spec in graph.signature.inputs}
-    if name not in specs:
-        raise unknown(f"input of {graph.model}", name, specs)
-    return specs[name].shape
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -1,10 +1,11 @@
 """From token ids and noise to pictures: the calls of a pipeline's graphs, one after another. numpy alone.
 
-Each graph is opened when it is needed and closed before the next, so that no two lie in memory together.
+Each graph is opened when it is needed and closed before the next, so that no two lie in memory together; only the parts
+of a denoiser that was cut are open at the same time, for every step needs them all.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,26 +81,38 @@ def _denoise(
     open_graph: Open,
     progress: Progress,
 ) -> tuple[list[Floats], list[Floats]]:
-    graph = contract.graph("denoise")
-    rows = next(spec.shape[0] for spec in graph.signature.inputs if spec.name == "text")
+    graphs = contract.of("denoise")
+    rows = contract.input("text")[0]
     latents: list[Floats] = [noise]
     outputs: list[Floats] = []
-    progress(f"load {graph.model}", "started")
-    with open_graph(graph) as denoiser:
-        progress(f"load {graph.model}", "done")
+    with ExitStack() as opened:
+        parts: list[tuple[Graph, Runs]] = []
+        for graph in graphs:
+            progress(f"load {graph.model}", "started")
+            parts.append((graph, opened.enter_context(open_graph(graph))))
+            progress(f"load {graph.model}", "done")
         for number, timestep in enumerate(table.timesteps, 1):
             label = f"step {number} of {len(table.timesteps)}"
             progress(label, "started")
             inputs = {
                 "sample": latents[-1] if guidance is None else np.concatenate([latents[-1]] * 2),
-                "timestep": np.array([_place(graph, timestep)], np.int32),
+                "timestep": np.array([_place(graphs[0], timestep)], np.int32),
                 "text": text[-rows:],
             }
-            output = _only(graph, denoiser.run(inputs), label)
+            output = _only(graphs[-1], _in_sequence(parts, inputs), label)
             outputs.append(output if guidance is None else guided(output, guidance))
             latents.append(table.step(latents, outputs))
             progress(label, "done")
     return latents, outputs
+
+
+def _in_sequence(parts: Sequence[tuple[Graph, Runs]], inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The last part's outputs: each takes by name what the whole was given and what the parts before it gave."""
+    known, given = dict(inputs), dict[str, Array]()
+    for graph, part in parts:
+        given = part.run({spec.name: known[spec.name] for spec in graph.signature.inputs})
+        known |= given
+    return given
 
 
 def _place(graph: Graph, timestep: int) -> int:

@@ -70,6 +70,7 @@ def generate(
     negative: str = "",
     sampler: str | None = None,
     fixed_steps: bool = False,
+    parts: int = 1,
     out: Path = Path("picture.png"),
     artifacts: Path = Path("out"),
     checkpoint: Path | None = None,
@@ -82,7 +83,8 @@ def generate(
 
     Artifacts of format `to` and `recipe` are looked for below `artifacts`; what is missing there is exported, with the
     weights of `checkpoint` (a folder in diffusers' layout), or probe weights: then the picture is noise. `steps`,
-    `guidance` and `sampler` are the pipeline's own if left out. `trace` receives all latents, step by step (`.npz`).
+    `guidance` and `sampler` are the pipeline's own if left out. `fixed_steps` and `parts` ask for a denoiser that is
+    made for these steps alone, or cut (`handheld split`). `trace` receives all latents, step by step (`.npz`).
     `timeout` is for each conversion, and for each call of a network, in seconds.
 
     Raises `HandheldError` for an empty prompt, and for whatever is not there or does not fit.
@@ -99,7 +101,7 @@ def generate(
         spec = pipelines.get(model or "")
         root, tokenizer = artifacts, clip_tokenizer()
         table = schedule(sampler or spec.sampler, spec.steps if steps is None else steps, spec.prediction)
-        wanted = Wanted(to, recipe, artifacts, checkpoint, fixed_steps, timeout)
+        wanted = Wanted(to, recipe, artifacts, checkpoint, fixed_steps, parts, timeout)
         contract = gather(spec, table, wanted, progress)
     require_unaltered(root, contract)
     _require_memory(contract)

@@ -101,6 +101,7 @@ OneFormat = Annotated[str, typer.Option(help="A format: coreml, coreai, litert, 
 FixedSteps = Annotated[
     bool, typer.Option("--fixed-steps", help="Export the denoiser for these steps alone: it is smaller then.")
 ]
+DenoiserParts = Annotated[int, typer.Option(min=1, help="Cut the denoiser into so many, as `handheld split` does.")]
 Artifacts = Annotated[Path, typer.Option(metavar="DIR", help="Where exports are, and where missing ones go.")]
 PipelineCheckpoint = Annotated[Path | None, typer.Option(metavar="DIR", help="Weights, in diffusers' layout.")]
 On = Annotated[str, typer.Option(help="Targets, separated by commas; see `handheld devices`.")]
@@ -514,6 +515,7 @@ def generate(
     negative: Annotated[str, typer.Option(help="What the picture shall not show.")] = "",
     sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
     fixed_steps: FixedSteps = False,
+    parts: DenoiserParts = 1,
     out: Annotated[Path, typer.Option(help="A .png, or a .mp4 or .gif for a video.")] = Path("picture.png"),
     artifacts: Artifacts = Path("out"),
     checkpoint: PipelineCheckpoint = None,
@@ -543,6 +545,7 @@ def generate(
                 negative=negative,
                 sampler=sampler,
                 fixed_steps=fixed_steps,
+                parts=parts,
                 out=out,
                 artifacts=artifacts,
                 checkpoint=checkpoint,
@@ -574,6 +577,7 @@ def bundle(
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
     fixed_steps: FixedSteps = False,
+    parts: DenoiserParts = 1,
     artifacts: Artifacts = Path("out"),
     checkpoint: PipelineCheckpoint = None,
     zip: Annotated[bool, typer.Option("--zip", help="Also as one file, OUT.zip.")] = False,
@@ -597,6 +601,7 @@ def bundle(
                 steps=steps or (),
                 sampler=sampler,
                 fixed_steps=fixed_steps,
+                parts=parts,
                 artifacts=artifacts,
                 checkpoint=checkpoint,
                 archive=zip,

@@ -42,7 +42,8 @@ class Graphs:
 
     @contextmanager
     def open(self, graph: Graph) -> Iterator[Runs]:
-        assert not self.opened, f"{graph.model} was opened while {self.opened} was open"
+        others = [name for name in self.opened if name.partition(".")[0] != graph.model.partition(".")[0]]
+        assert not others, f"{graph.model} was opened while {others} was open"
         self.opened.append(graph.model)
 
         class Running:
@@ -53,9 +54,9 @@ class Graphs:
                 }
                 self.calls.append((graph.model, {name: array.copy() for name, array in inputs.items()}))
                 value = np.nan if graph.model == self._nan else 0.01 * len(self.calls)
-                shape = graph.signature.outputs[0].shape
-                return {"output": np.asarray(value + np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
-                        + np.zeros(shape), np.float32)}  # fmt: skip
+                (output,) = graph.signature.outputs
+                along = np.arange(output.shape[0]).reshape(-1, *[1] * (len(output.shape) - 1))
+                return {output.name: np.asarray(value + along + np.zeros(output.shape), np.float32)}
 
         yield Running()
         self.opened.remove(graph.model)
@@ -118,6 +119,25 @@ def test_a_graph_for_fixed_steps_takes_their_places() -> None:
     graphs, made = Graphs(), contract("sd15_tiny", denoise={"fixed": fixed})
     sample(made, schedule("pndm", 3, "epsilon"), IDS, noise(made.latents, 0), 1.0, graphs.open)
     assert [int(call["timestep"][0]) for call in graphs.named("sd15_unet_tiny")] == [2, 1, 1, 0]
+
+
+def test_a_denoiser_that_was_cut_passes_on_what_its_parts_give() -> None:
+    graphs, whole, table = Graphs(), contract("sd15_tiny"), schedule("ddim", 2, "epsilon")
+    text, unet, decoder = whole.graphs
+    sample_spec, timestep, text_spec = unet.signature.inputs
+    hidden, output = TensorSpec("hidden", (2, 5)), TensorSpec("output", (2, 4, 8, 8))
+    halves = [
+        unet.model_copy(update={"model": f"{unet.model}.{name}", "signature": Signature(inputs=given, outputs=gives)})
+        for name, given, gives in (
+            ("1of2", (sample_spec, timestep), (hidden,)),
+            ("2of2", (hidden, text_spec), (output,)),
+        )
+    ]
+    made = contract_of(pipelines.get("sd15_tiny"), (text, *halves, decoder))
+    done = sample(made, table, IDS, noise(made.latents, 0), 7.5, graphs.open)
+    second = graphs.named("sd15_unet_tiny.2of2")
+    assert len(second) == 2 and np.array_equal(second[0]["text"], done.text)
+    assert second[1]["hidden"][:, 0].tolist() == [np.float32(0.04), np.float32(1.04)]
 
 
 def test_values_that_are_no_numbers_end_a_run_with_the_step() -> None:
