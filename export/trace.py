@@ -62,6 +62,8 @@ class Boundaried(nn.Module):
             values = torch.tensor(boundary.schedule.values, dtype=leaves[self._index].dtype)
             self.register_buffer("values", values, persistent=False)
 
+        self.returned, self.output_names = "nothing", list[str]()
+
         def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self._call(tensors)
 
@@ -78,7 +80,11 @@ class Boundaried(nn.Module):
                 leaf = self.values.index_select(0, leaf.reshape(1)).reshape(leaf.shape)
             leaves.append(leaf.float() * self.scale + self.offset if picture else leaf)
         args, kwargs = _pytree.tree_unflatten(leaves, self._structure)
-        outputs = _pytree.tree_leaves(self.module(*args, **kwargs))
+        returned = self.module(*args, **kwargs)
+        if not torch.compiler.is_exporting():
+            self.returned = type(returned).__name__
+            self.output_names = _output_names(returned)
+        outputs = _pytree.tree_leaves(returned)
         tensors_out = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
         return tuple(t.permute(0, 2, 3, 1) if self._nhwc and t.ndim == 4 else t for t in tensors_out)
 
@@ -160,7 +166,7 @@ class Reference:
     """Golden inputs and what eager PyTorch makes of them."""
 
     def __init__(
-        self, model: LoadedModel, name: str, boundary: Boundary, inputs: tuple[TensorSpec, ...], module: nn.Module
+        self, model: LoadedModel, name: str, boundary: Boundary, inputs: tuple[TensorSpec, ...], module: Boundaried
     ) -> None:
         self._golden = Golden(
             model=name,
@@ -190,7 +196,9 @@ class Reference:
             self._inputs.append(arrays)
             with nullcontext() if results else counter:
                 results.append(self._run(module, len(results), model, name))
-        names = _output_names(model, [spec.name for spec in inputs])
+        if not module.output_names:
+            raise HandheldError(f"the model returned {module.returned}; expected tensors.")
+        names = unique_names(module.output_names, [spec.name for spec in inputs])
         self.outputs = tuple(
             TensorSpec(output, array.shape, cast(Any, array.dtype.name))
             for output, array in zip(names, results[0], strict=True)
@@ -245,20 +253,14 @@ def _at_boundary(sample: Sequence[torch.Tensor], boundary: Boundary, names: Sequ
     return tuple(arrays)
 
 
-def _output_names(model: LoadedModel, taken: Sequence[str]) -> list[str]:
+def _output_names(returned: Any) -> list[str]:
     """Names from the structure of what the model returns: dict keys, tuple places, or just "output"."""
-    with torch.no_grad():
-        result = model.module(*model.args, **model.kwargs)
-    leaves, _ = _pytree.tree_flatten_with_path(result)
     names = []
-    for path, leaf in leaves:
-        if not isinstance(leaf, torch.Tensor):
-            continue
-        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
-        names.append("_".join(["output", *parts] if not parts or parts[0].isdigit() else parts))
-    if not names:
-        raise HandheldError(f"the model returned {type(result).__name__}; expected tensors.")
-    return unique_names(names, taken)
+    for path, leaf in _pytree.tree_flatten_with_path(returned)[0]:
+        if isinstance(leaf, torch.Tensor):
+            parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+            names.append("_".join(["output", *parts] if not parts or parts[0].isdigit() else parts))
+    return names
 
 
 def program_hash(program: Program) -> str:
