@@ -7,6 +7,7 @@ error says); each program leaves NAME.npz with inputs and what eager PyTorch mak
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import nn
 from torch.nn.functional import gelu, max_pool2d
 
 from handheld.export import formats, rewrites
+from handheld.export.formats import litert
 from handheld.export.formats.base import Options, UnsupportedOperatorError
 from handheld.export.formats.overhead import without_overhead
+from handheld.export.formats.retracing import decomposing_in_place
 from handheld.export.program import Program
 from handheld.export.recipe import RECIPES
 from handheld.models import zoo
@@ -107,6 +110,8 @@ def efficientformerv2_s0() -> Program:
     )
 
 
+VENDORS = "vendors-"
+"""Before the name of a program: litert-torch decomposes it as it always did."""
 MATRIX = TensorSpec("matrix", (4, 4))
 PROGRAMS: dict[str, Callable[[], Program]] = {
     **NETWORKS,
@@ -131,6 +136,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
 def build(name: str) -> Program:
     """One of `PROGRAMS`, with weights that are the same in every process."""
     torch.manual_seed(0)
+    name = name.removeprefix(VENDORS)
     return network(name) if name in NETWORKS else PROGRAMS[name]()
 
 
@@ -144,6 +150,7 @@ def convert(format_name: str, folder: Path, name: str, recipe: str) -> None:
     golden |= {f"out:{spec.name}": output.numpy() for spec, output in zip(made.outputs, outputs, strict=True)}
     np.savez(folder / f"{name}.npz", **golden)
     case = folder / f"{name}.{recipe}"
+    litert.decomposing_in_place = nullcontext if name.startswith(VENDORS) else decomposing_in_place
     try:
         with without_overhead():
             rewritten, _ = rewrites.apply(made, format_name)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from format_programs import BOUNDARY_OUTPUTS, Fourier, Svd, boundary, easily_wrong, network, program
@@ -19,9 +20,11 @@ from handheld.export.formats import coreml
 from handheld.export.formats.base import Options, Signature, UnsupportedOperatorError
 from handheld.export.formats.coreml import CoreMLFormat
 from handheld.export.formats.coreml_package import Package
+from handheld.export.metrics import psnr_db
 from handheld.export.program import Program
 from handheld.export.recipe import RECIPES
 from handheld.models.spec import TensorSpec
+from handheld.runtimes.coreml.reference import CoreMLReference
 
 pytestmark = [
     # torch's run_decompositions copies a signature of its own in a way that it has itself deprecated
@@ -379,3 +382,27 @@ class Counting(nn.Module):
 def test_a_model_with_a_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HandheldError, match="the model writes to seen; only models without a state"):
         converted(program(Counting(), [TensorSpec("x", (3,))], ["y"]), tmp_path)
+
+
+class Clock(nn.Module):
+    """A timestep's embedding, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 16)
+
+    def forward(self, timestep: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(1,) int32 -> (1, 16), (1, 32)."""
+        angles = timestep[:, None].float() * torch.exp(torch.arange(16) * -0.5)
+        waves = torch.cat([angles.cos(), angles.sin()], 1)
+        return self.layer(waves), waves
+
+
+def test_angles_are_no_halves(tmp_path: Path) -> None:
+    made = program(Clock(), [TensorSpec("timestep", (1,), "int32", 1000)], ["features", "waves"])
+    path, signature = converted(made, tmp_path, "fp16")
+    step = np.array([981], np.int32)
+    came = CoreMLReference().load(path, signature).run({"timestep": step})
+    for spec, expected in zip(made.outputs, made.run([torch.from_numpy(step)]), strict=True):
+        assert psnr_db(expected.numpy(), came[spec.name]) > 60, "in half: 20 to 30 dB"
+    assert FORMAT.inspect(path).weights == {"float16": 2 * (32 * 16 + 16), "float32": 4 * 16}
