@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from handheld.export import formats, rewrites
 from handheld.export.formats import litert
 from handheld.export.formats.base import Options, UnsupportedOperatorError
 from handheld.export.formats.overhead import without_overhead
-from handheld.export.formats.retracing import decomposing_in_place
 from handheld.export.program import Program
 from handheld.export.recipe import RECIPES
 from handheld.models import zoo
@@ -150,9 +150,9 @@ def convert(format_name: str, folder: Path, name: str, recipe: str) -> None:
     golden |= {f"out:{spec.name}": output.numpy() for spec, output in zip(made.outputs, outputs, strict=True)}
     np.savez(folder / f"{name}.npz", **golden)
     case = folder / f"{name}.{recipe}"
-    litert.decomposing_in_place = nullcontext if name.startswith(VENDORS) else decomposing_in_place
+    as_vendors_do = patch.object(litert, "decomposing_in_place", nullcontext)
     try:
-        with without_overhead():
+        with as_vendors_do if name.startswith(VENDORS) else nullcontext(), without_overhead():
             rewritten, _ = rewrites.apply(made, format_name)
             artifact = Path(f"{case}{target.suffix}")
             signature = target.convert(rewritten, RECIPES[recipe], artifact, Options())
