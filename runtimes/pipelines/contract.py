@@ -12,7 +12,6 @@
    the last gives pictures in `picture_range`, channels first.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -114,17 +113,6 @@ class Contract(Record):
                 hint=f"Type: --steps {next(iter(tables))[0]}, or bundle it again with --steps {wanted[0]}.",
             )
         return tables[wanted]
-
-    def guided_by(self, guidance: float | None, negative: str) -> float | None:
-        """How strong guidance is if a user asks for `guidance`. Raises `HandheldError` if there can be none."""
-        if self.guidance is None and (guidance is not None or negative):
-            raise HandheldError(
-                f"{self.pipeline} works without guidance, so nothing leads away from a negative prompt either.",
-                hint="Leave --guidance and --negative out.",
-            )
-        if guidance is not None and not math.isfinite(guidance):
-            raise HandheldError(f"expected a finite --guidance; came {guidance}.")
-        return self.guidance if guidance is None else guidance
 
 
 def graph_of(part: Part, folder: Path, root: Path) -> Graph:

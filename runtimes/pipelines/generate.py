@@ -1,5 +1,6 @@
 """The generate verb: a prompt becomes a picture or a video, by a pipeline's artifacts in any runtime, without torch."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -95,18 +96,21 @@ def generate(
             "name a pipeline or a bundle, one of them.", hint=f"Type: --model {_names()}, or --bundle DIR"
         )
     if bundle:
+        if checkpoint or fixed_steps or parts > 1:
+            raise HandheldError("a bundle has its networks; they are not made anew.", hint="Leave --bundle out.")
         root, contract, tokenizer = bundle, *open_bundle(bundle)
         table = contract.schedule(steps, sampler)
+        guidance = _guidance(contract.guidance, guidance, negative)
+        ids, dropped = _ids(tokenizer, negative, prompt, progress)
     else:
-        spec = pipelines.get(model or "")
-        root, tokenizer = artifacts, clip_tokenizer()
+        spec, root = pipelines.get(model or ""), artifacts
         table = schedule(sampler or spec.sampler, spec.steps if steps is None else steps, spec.prediction)
+        guidance = _guidance(spec.guidance, guidance, negative)
+        ids, dropped = _ids(clip_tokenizer(), negative, prompt, progress)
         wanted = Wanted(to, recipe, artifacts, checkpoint, fixed_steps, parts, timeout)
         contract = gather(spec, table, wanted, progress)
-    require_unaltered(root, contract)
+        require_unaltered(root, contract)
     _require_memory(contract)
-    guidance = contract.guided_by(guidance, negative)
-    ids, dropped = _ids(tokenizer, negative, prompt, progress)
     stages = _Stages(progress)
     sampled = sample(
         contract, table, ids, noise(contract.latents, seed), guidance, _opener(root, threads, timeout), stages
@@ -149,6 +153,18 @@ def _require(prompt: str, out: Path, trace: Path | None) -> None:
     video.require(out)
     if trace and trace.suffix != ".npz":
         raise HandheldError(f"cannot write the trace to {trace}: expected an .npz.")
+
+
+def _guidance(own: float | None, asked: float | None, negative: str) -> float | None:
+    """How strong guidance is. Raises `HandheldError` if there can be none, and it is asked for."""
+    if own is None and (asked is not None or negative):
+        raise HandheldError(
+            "this pipeline works without guidance, so nothing leads away from a negative prompt either.",
+            hint="Leave --guidance and --negative out.",
+        )
+    if asked is not None and not math.isfinite(asked):
+        raise HandheldError(f"expected a finite --guidance; came {asked}.")
+    return own if asked is None else asked
 
 
 def _require_memory(contract: Contract) -> None:

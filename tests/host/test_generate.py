@@ -195,6 +195,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"bundle": Path("b")}, "name a pipeline or a bundle"),
     "bundle": ({"model": None, "bundle": Path("nothing")}, r"nothing is no bundle: it has no bundle\.json"),
     "checkpoint": ({"checkpoint": Path("nothing")}, "it has no folder text_encoder, unet, vae"),
+    "no guidance": ({"model": "snapgenv_tiny", "negative": "fog"}, "this pipeline works without guidance"),
+    "cut bundle": ({"model": None, "bundle": Path("b"), "parts": 2}, "a bundle has its networks"),
+    "cut and fixed": ({"parts": 2, "fixed_steps": True}, "cut into parts or made for fixed steps, not both"),
     "guidance": ({"guidance": float("nan")}, "expected a finite --guidance; came nan"),
 }  # fmt: skip
 
