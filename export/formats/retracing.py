@@ -162,6 +162,7 @@ class InPlace:
     def _trace(self, function: Callable[..., Any], leaves: list[Any], places: list[int], structure: Any) -> Any:
         import torch
         from torch._dispatch.python import enable_python_dispatcher
+        from torch.fx._lazy_graph_module import _use_lazy_graph_module
         from torch.fx.experimental.proxy_tensor import make_fx
         from torch.utils._pytree import tree_unflatten
 
@@ -173,7 +174,7 @@ class InPlace:
             return function(*args, **kwargs)
 
         inputs = [_like(leaves[place]) for place in places]
-        with enable_python_dispatcher():
+        with enable_python_dispatcher(), _use_lazy_graph_module(True):  # only graphs are looked at: no code is made
             traced = make_fx(call, decomposition_table=self._python)(*inputs)
             if any(map(nodes.writes, traced.graph.nodes)):
                 pure = torch.func.functionalize(call, remove="mutations")
