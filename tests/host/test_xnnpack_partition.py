@@ -133,6 +133,28 @@ def test_a_unet_block_is_one_partition() -> None:
     assert psnr_db(file, program, draw((1, 16, 8, 8)))[0] > 110
 
 
+class VideoBlock(nn.Module):
+    """A block of a video UNet: group norm over frames, a convolution over time, one over time and space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.time = nn.GroupNorm(4, 16), nn.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0))
+        self.both = nn.Conv3d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.both(x + self.time(F.silu(self.norm(x))))
+        return out
+
+
+def test_a_video_block_is_one_partition_and_runs() -> None:
+    torch.manual_seed(0)
+    shape = (2, 16, 4, 6, 6)
+    program = traced(VideoBlock(), shape)
+    delegates, outside, file = lowered(apply(program, "executorch")[0])
+    assert (delegates, outside) == (1, Counter())
+    assert psnr_db(file, program, draw(shape))[0] > 110
+
+
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax behind a permutation": lambda x: x.permute(0, 2, 3, 1).softmax(-1),
     "concatenation": lambda x: torch.cat([x, x.relu()], 3),
