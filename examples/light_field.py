@@ -1,14 +1,15 @@
 """A neural light field from nothing to five formats: a scene of our own is ray-traced, a small MobileR2L learns it.
 
     python examples/light_field.py --minutes 13
-    handheld ship examples/light_field.py:network --recipe fp16
-    handheld ship examples/light_field.py:camera --recipe fp16
+    handheld ship examples/light_field.py:network
+    handheld ship examples/light_field.py:camera
     handheld render out/camera --truth out/light_field/truth --out views.png
 
 The first writes out/light_field/: network.safetensors, scene.json (the camera), and truth/ (views that were not trained
 on, as the ray tracer sees them). `network` takes embedded rays, as phones' lenses do; `camera` takes a pose and gives a
 picture. Both read out/light_field/network.safetensors, or what --checkpoint names. `--steps` in place of `--minutes`
-gives the same network each time on one machine.
+gives the same network each time on one machine. 1,550 steps, four minutes of one core's work, gave 26.1 dB on the
+views that were held out.
 """
 
 import argparse
