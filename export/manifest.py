@@ -125,6 +125,8 @@ class ProgramRecord(Record):
     sha256: str
     """Over the graph's text and every tensor: two traces of the same thing agree."""
     weight_bytes: int
+    activation_bytes: int = 0
+    """The most that is alive at once when the program runs in eager PyTorch, beside the weights."""
     operators: dict[str, int]
     exported: Stage
     work: Work

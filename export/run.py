@@ -356,7 +356,7 @@ class _Run:
 
     def _cell(self, target: Format, source: Path, record: ProgramRecord, golden: Golden, gate: memory.Gate) -> Cell:
         chosen = recipe.resolve(self.request.recipe, target.default_recipe)
-        need = target.memory_base_bytes + int(target.memory_factor * record.weight_bytes)
+        need = target.memory_base_bytes + int(target.memory_factor * record.weight_bytes) + record.activation_bytes
         cell = Cell(format=target.name, recipe=chosen.name, status="planned", estimated_memory_bytes=need)
         if chosen.name not in target.recipes:
             reason = target.unavailable.get(chosen.name, f"{target.title} has no {chosen.name} recipe")

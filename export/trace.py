@@ -280,6 +280,29 @@ def weight_bytes(program: Program) -> int:
     return sum(tensor.nbytes for tensor in program.exported.state_dict.values())
 
 
+def activation_bytes(program: Program) -> int:
+    """The most bytes of values that are alive at once when the program runs in eager PyTorch; views hold none."""
+    nodes = [node for node in program.exported.graph.nodes if node.op == "call_function"]
+    owner: dict[Node, Node] = {}
+    last: dict[Node, int] = {}
+    for index, node in enumerate(nodes):
+        schema = getattr(node.target, "_schema", None)
+        viewed = schema and any(result.alias_info for result in schema.returns) and node.all_input_nodes
+        owner[node] = owner.get(node.all_input_nodes[0], node) if viewed else node
+        for given in node.all_input_nodes:
+            last[owner.get(given, given)] = index
+    alive = most = 0
+    ends: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        value = node.meta["val"]
+        made = value.nbytes if isinstance(value, torch.Tensor) and owner[node] is node else 0
+        alive += made
+        most = max(most, alive)
+        ends[last.get(node, index)] = ends.get(last.get(node, index), 0) + made
+        alive -= ends.pop(index, 0)
+    return most
+
+
 def operators(program: Program) -> dict[str, int]:
     """ATen operators of the graph and how often each occurs."""
     nodes: list[Node] = [node for node in program.exported.graph.nodes if node.op == "call_function"]

@@ -86,7 +86,8 @@ class Format(ABC):
     blocked_imports: ClassVar[tuple[str, ...]] = ()
     """Modules that the converter would import and does not need: kept out of its process, for start-up time."""
     memory_factor: ClassVar[float]
-    """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes`: an estimate."""
+    """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes` and the values of one
+    run: an estimate, from Stable Diffusion's UNet."""
     memory_base_bytes: ClassVar[int]
     watch: "Callable[[ExportedProgram], None] | None" = None
     """Told by `convert` of the graph that it hands to the converter, where that is not the program itself; its inputs

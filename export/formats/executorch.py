@@ -77,7 +77,7 @@ class ExecuTorch(_PTE):
         "fp16": "XNNPACK's delegate has no form that stores float16 and computes in float32, and a half network leaves "
         "its GELU outside the delegate: EfficientFormerV2-S0 would be eleven times slower and hardly smaller"
     }
-    memory_factor: ClassVar[float] = 2.9
+    memory_factor: ClassVar[float] = 3.2
     memory_base_bytes: ClassVar[int] = 520 * 2**20
 
     def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:

@@ -48,7 +48,7 @@ class LiteRT(Format):
         "fp16": "weights of convolutions, linear layers and embeddings stored in float16: float32 arithmetic on CPU, "
         "half on GPU",
     }
-    memory_factor: ClassVar[float] = 4.9
+    memory_factor: ClassVar[float] = 3.6
     memory_base_bytes: ClassVar[int] = 720 * 2**20
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002

@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from handheld.errors import HandheldError
 from handheld.export import memory
 from handheld.export.cache import Cache
+from handheld.export.program import Program
 from handheld.export.run import Request, disk_refusal, export
+from handheld.export.trace import activation_bytes
 from handheld.models.source import refer
 
 
@@ -54,6 +57,17 @@ def test_a_large_network_is_refused_before_it_is_built(tmp_path: Path, monkeypat
     request = Request(model=refer("sd15_unet"), to=("onnx",), out=tmp_path)
     with pytest.raises(HandheldError, match=r"sd15_unet was not traced: tracing is estimated to need 4\.6 GB"):
         export(request, cache=Cache(tmp_path / "cache"))
+
+
+def test_the_values_of_a_run_are_counted_while_they_are_alive() -> None:
+    class Chain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = x + 1
+            second = first.view(-1) * 2  # of the first only a view, which keeps it alive
+            return second.view(4, 250).sum()
+
+    exported = torch.export.export(Chain(), (torch.zeros(1000),))
+    assert activation_bytes(Program(exported, (), ())) == 2 * 4000
 
 
 def test_available_memory_is_plausible() -> None:
