@@ -22,7 +22,10 @@ def diffusers() -> Any:
 
 
 def test_unet(diffusers: Any) -> None:
-    """Bit for bit: the same operations in the same order."""
+    """The same operations in the same order; but theirs embeds the timestep once for each row of the batch, and a
+    product with two rows is rounded otherwise than one with one.
+    """
+    torch.manual_seed(0)
     architecture = config.own("sd15_unet_tiny")
     assert isinstance(architecture, config.UNetConfig)
     ours = unet.build(architecture)
@@ -42,7 +45,7 @@ def test_unet(diffusers: Any) -> None:
         with torch.no_grad():
             expected = theirs(sample, torch.tensor(step), text).sample
             came = ours(sample, torch.tensor([step], dtype=torch.int32), text)
-        assert (came - expected).abs().max() <= 1e-6 * expected.abs().max()
+        assert (came - expected).abs().max() <= 3e-6 * expected.abs().max()
 
 
 def test_full_sizes_have_the_names_of_diffusers(diffusers: Any) -> None:
