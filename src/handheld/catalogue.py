@@ -22,9 +22,11 @@ def show_models(out: Console) -> None:
             "\n".join(f"{p.latency_ms:g} ms · {p.device} · {p.runtime} · {p.source}" for p in spec.published) or "–",
         ]
         for spec in zoo.specs()
+        if not spec.tiny
     ]
     columns = ["model", ">parameters", ">MACs", "input", "paper", "published latency (theirs, not measured by us)"]
-    show_table(out, "", columns, rows)
+    twins = ", ".join(spec.name for spec in zoo.specs() if spec.tiny)
+    show_table(out, "", columns, rows, caption=f"Tiny twins of the same operators, for tests: {twins}")
 
 
 def models_json() -> str:
