@@ -38,7 +38,7 @@ class ONNX(Format):
         "fp32": "weights and arithmetic in float32",
         "fp16": "weights stored in float16, each cast to float32 when the file is loaded; arithmetic in float32",
     }
-    memory_factor: ClassVar[float] = 1.7
+    memory_factor: ClassVar[float] = 1.35
     memory_base_bytes: ClassVar[int] = 420 * 2**20
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
