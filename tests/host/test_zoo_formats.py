@@ -12,7 +12,7 @@ from test_road import document, handheld
 CELLS = {
     "snapgenv_unet_tiny": "coreml,litert,executorch",
     "snapgen_unet_tiny": "coreai,onnx",
-    "snapgenv_temporal_decoder_tiny": "litert,executorch",
+    "snapgenv_temporal_decoder_tiny": "litert",
 }
 
 
