@@ -3,17 +3,23 @@
 What was found is written after each cell, so that an interrupted run goes on where it was.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
+from handheld import runtimes
 from handheld.benchmarks.fidelity.check import check
 from handheld.benchmarks.fidelity.records import CheckCell
 from handheld.errors import HandheldError
 from handheld.export import files, versions
 from handheld.export import run as exporting
 from handheld.export.cache import Cache, key_of
+from handheld.export.formats.base import Format
 from handheld.export.run import Request, own_source_hash
 from handheld.models import zoo
 from handheld.models.source import refer
@@ -38,7 +44,9 @@ class MatrixCell(Record):
     recipe: str
     status: Status
     key: str
-    """What the figures depend on: handheld's own source, and the versions of the converter and of torch."""
+    """What the figures depend on: handheld's own source, and `versions`."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the converter, of torch, and of what executed the file."""
     psnr_db: float | None = None
     limit_db: float | None = None
     reason: str | None = None
@@ -94,10 +102,12 @@ def matrix(
         place = out / "work"
         for target in targets:
             for name in chosen:
-                key = _key(target.distributions)
+                used = _versions(target)
+                key = key_of(own=own_source_hash(), checking=_checking_hash(), versions=used)
                 if any(_same(cell, spec.name, target.name, name) and cell.key == key for cell in done.cells):
                     continue
                 cell = _cell(spec, target.name, name, key, place, threads, timeout, progress)
+                cell = cell.model_copy(update={"versions": used})
                 kept = [old for old in done.cells if not _same(old, spec.name, target.name, name)]
                 done = Matrix(cells=(*kept, cell))
                 files.write_record(out / MATRIX, done)
@@ -113,8 +123,17 @@ def _same(cell: MatrixCell, model: str, format_name: str, recipe: str) -> bool:
     return (cell.model, cell.format, cell.recipe) == (model, format_name, recipe)
 
 
-def _key(distributions: tuple[str, ...]) -> str:
-    return key_of(own=own_source_hash(), versions=versions.installed(("torch", "numpy", *distributions)))
+def _versions(target: Format) -> dict[str, str]:
+    made = versions.installed(("torch", "numpy", *target.distributions))
+    return made | runtimes.for_format(target.name).versions()
+
+
+@cache
+def _checking_hash() -> str:
+    """SHA-256 over the source of the runtimes and of the comparison."""
+    root = Path(__file__).resolve().parent
+    paths = sorted((*root.joinpath("fidelity").rglob("*.py"), *root.parent.joinpath("runtimes").rglob("*.py")))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _cell(

@@ -28,6 +28,13 @@ Layers = Annotated[tuple[Layer, ...], BeforeValidator(lambda line: line.split() 
 """In TOML a string: "res attn res attn"."""
 
 
+DecoderLayers = Annotated[
+    tuple[Literal["res", "conv1d", "conv3d"], ...],
+    BeforeValidator(lambda line: line.split() if isinstance(line, str) else line),
+]
+"""The same of a temporal decoder, which has no text to attend to."""
+
+
 class Stage(Record):
     """The layers of one resolution: `down` on the way to the lowest one, `up` on the way back."""
 
@@ -94,6 +101,10 @@ class UNetConfig(Record):
                 )
         if self.text_batch not in (None, 1, self.sample[0]):
             raise ValueError(f"text_batch is 1 or the sample's {self.sample[0]}, not {self.text_batch}")
+        lines = [line for stage in self.stages for line in (stage.down, stage.up)]
+        across = sorted({kind for line in (*lines, self.middle) for kind in line if kind in TEMPORAL})
+        if across and self.text_batch != 1:
+            raise ValueError(f"{', '.join(across)} go across the frames of a video, whose text_batch is 1")
         return self
 
 
@@ -123,7 +134,7 @@ class DecoderConfig(Record):
 class TemporalDecoderConfig(Record):
     """Latents of few frames to latents of more: each stage's layers, then twice as many frames.
 
-    `latents` is (frames, channels, rows, columns). Of the layers only `res`, `conv1d` and `conv3d` are possible.
+    `latents` is (frames, channels, rows, columns).
     """
 
     kind: Literal["temporal_decoder"]
@@ -131,7 +142,7 @@ class TemporalDecoderConfig(Record):
     title: str
     latents: tuple[int, int, int, int]
     width: int
-    stages: tuple[Layers, ...]
+    stages: tuple[DecoderLayers, ...]
     groups: int = 32
 
     @property

@@ -33,8 +33,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A zoo name (see `handheld models`), FILE.py:FUNCTION, timm:NAME, a .pt2, an .onnx, a .keras file or a "
-        "SavedModel folder.",
+        help="A zoo name (see `handheld models`), an architecture's .toml, FILE.py:FUNCTION, timm:NAME, a .pt2, an "
+        ".onnx, a .keras file or a SavedModel folder.",
     ),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `handheld export` or `ship` wrote.")]
@@ -48,7 +48,11 @@ To = Annotated[
 RecipeName = Annotated[str, typer.Option("--recipe", help="default, fp32 or fp16; see `handheld recipes`.")]
 Out = Annotated[Path, typer.Option(help="Where the artifacts go.")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Weights for a zoo or timm model: .safetensors, or .pt/.pth with tensors only.")
+    Path | None,
+    typer.Option(
+        help="Weights for a zoo model, a .toml, timm:NAME or FILE.py:FUNCTION (which is given the path): .safetensors, "
+        ".pt/.pth with tensors only, or a folder as diffusers and transformers write it."
+    ),
 ]
 Input = Annotated[
     list[str] | None,
@@ -360,8 +364,8 @@ def check(
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="With --zoo: the tiny twins instead.")] = False,
     models: Annotated[str, typer.Option(help="With --zoo: these networks only, separated by commas.")] = "",
-    to: To = "coreml,coreai,litert,executorch,onnx",
-    recipe: Annotated[str, typer.Option(help="With --zoo: recipes, separated by commas.")] = "fp32,fp16",
+    to: Annotated[str, typer.Option(help="With --zoo: these formats only, separated by commas.")] = "",
+    recipe: Annotated[str, typer.Option(help="With --zoo: recipes, separated by commas; fp32,fp16 if left out.")] = "",
     json: Json = False,
 ) -> None:
     """Compare every artifact with the model's own outputs.
@@ -371,15 +375,20 @@ def check(
     with _speaking():
         from handheld import api, views
         from handheld.console import Progress, console
+        from handheld.export.run import ALL
 
+        if zoo and (require or bisect or baseline or update_baseline or expected or junit):
+            raise HandheldError("--zoo takes --tiny, --models, --to, --recipe, --threads and --json, and nothing else.")
+        if not zoo and (tiny or models or to or recipe):
+            raise HandheldError("--tiny, --models, --to and --recipe go with --zoo.", hint="Type: handheld check --zoo")
         if zoo:
             with Progress(quiet=json) as progress:
                 found = api.matrix(
                     folder or Path("out/zoo"),
                     models=_names(models),
                     tiny=tiny,
-                    to=_names(to),
-                    recipes=_names(recipe),
+                    to=_names(to) or ALL,
+                    recipes=_names(recipe) or ("fp32", "fp16"),
                     threads=threads,
                     progress=progress,
                 )

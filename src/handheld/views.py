@@ -85,7 +85,11 @@ def show_matrix(out: Console, done: Matrix) -> None:
     rows: list[list[str | Text]] = [
         [model, *(_in_matrix(there.get((model, name))) for name in names)] for model in models
     ]
-    caption = "worst PSNR in dB against eager PyTorch (float32, probe weights) on the golden inputs, measured on host"
+    used = sorted({f"{name} {version}" for cell in done.cells for name, version in cell.versions.items()})
+    caption = (
+        "worst PSNR in dB over the golden inputs against eager PyTorch (float32, probe weights), measured on host; "
+        + ", ".join(used)
+    )
     show_table(out, "Zoo", ["network", *(f">{name}" for name in names)], rows, caption=caption)
     costs: list[list[str | Text]] = [
         [

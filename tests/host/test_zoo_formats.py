@@ -49,7 +49,18 @@ def test_what_is_there_stays_and_what_is_not_is_named(tmp_path: Path) -> None:
     (tmp_path / "zoo.json").write_text(json.dumps(record))
     again = matrix(tmp_path, "mobiler2l_tiny", "onnx", "fp32")
     assert again == [first[0] | {"conversion_seconds": 12345.0}]
+    assert {"onnx", "onnxruntime", "torch"} <= first[0]["versions"].keys()
+    record["cells"][0]["key"] = "of other versions"
+    (tmp_path / "zoo.json").write_text(json.dumps(record))
+    assert matrix(tmp_path, "mobiler2l_tiny", "onnx", "fp32")[0]["conversion_seconds"] < 12345
     done = handheld("check", "--zoo", str(tmp_path), "--models", "mobiler2l_tinny", cache=tmp_path)
     assert done.returncode == 2 and "Did you mean mobiler2l_tiny" in done.stderr
     done = handheld("check", cache=tmp_path)
     assert done.returncode == 2 and "handheld check DIR, or handheld check --zoo" in done.stderr
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    done = handheld("check", str(tmp_path), "--to", "onnx", cache=tmp_path)
+    assert done.returncode == 2 and "go with --zoo" in done.stderr
+    done = handheld("check", "--zoo", str(tmp_path), "--bisect", cache=tmp_path)
+    assert done.returncode == 2 and "--zoo takes --tiny" in done.stderr

@@ -53,7 +53,7 @@ def test_every_weight_shows_in_the_output(name: str) -> None:
     network(*changed).square().sum().backward()
     flat = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6]
     assert not flat
-    assert all(i.grad.abs().max() > 1e-6 for i in changed if i.grad is not None)
+    assert all(i.grad is not None and i.grad.abs().max() > 1e-6 for i in changed if i.is_floating_point())
     with torch.no_grad():
         assert (network(inputs[0], torch.tensor([1]), inputs[2]) - network(*inputs)).abs().max() > 1e-3
 
@@ -90,6 +90,7 @@ def test_a_found_architecture_is_a_file(tmp_path: Path) -> None:
         (('middle = "res attn"', 'middle = "res attention"'), "middle.1: Input should be 'res'"),
         (('kind = "unet"', 'kind = "gan"'), "expected kind = 'unet' or 'decoder'"),
         (("groups", "groupes"), "groupes: Extra inputs"),
+        (('middle = "res attn"', 'middle = "res conv1d"'), "conv1d go across the frames of a video"),
         (("[[stages]]", "[[stages"), "is no TOML"),
     ],
 )
@@ -97,4 +98,11 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, change: tuple[str,
     path = tmp_path / "found.toml"
     path.write_text((config.FOLDER / "snapfusion_unet_tiny.toml").read_text().replace(*change))
     with pytest.raises(HandheldError, match=said.replace("[", r"\[")):
+        config.read(path)
+
+
+def test_a_temporal_decoder_attends_to_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "found.toml"
+    path.write_text((config.FOLDER / "snapgenv_temporal_decoder_tiny.toml").read_text().replace("conv1d", "self1d"))
+    with pytest.raises(HandheldError, match="Input should be 'res', 'conv1d' or 'conv3d'"):
         config.read(path)
