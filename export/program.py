@@ -62,6 +62,8 @@ class Program:
         """Read what `save` wrote. Only for our own files: a `.pt2` may run code when it is loaded."""
         import torch
 
+        from handheld.export.quantize import ops  # noqa: F401 registers the operators of quantized programs
+
         extra = {META: ""}
         exported = torch.export.load(path, extra_files=extra)
         signature = json.loads(extra[META])

@@ -149,7 +149,7 @@ def on_case(
     arrays = list(golden.inputs(case).values())
     names = [name for operation in opened.operations for name in operation.outputs]
     given = dict(zip(opened.inputs, arrays, strict=True))
-    half = manifest.recipe.weights == "float16"
+    half = manifest.recipe.floats == "float16"
     try:
         computed = opened.compute(given, names)
     except HandheldError as error:

@@ -176,7 +176,7 @@ class _Cell:
         if reason := runtimes.why_not(manifest.format):
             update = {"status": "not run", "reason": reason, "runtime": runtime.name}
             return Ran(found, cell.model_copy(update=update))
-        allowed = tolerance(manifest.recipe.weights)
+        allowed = tolerance(manifest.recipe.floats)
         altered = files.sha256_of(found.artifact) != manifest.sha256
         parts = self._execute(golden, AT_A_TIME if runtime.one_thread else 1)
         result = next((part.result for part in parts if part.result.error), parts[0].result)

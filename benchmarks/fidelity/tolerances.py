@@ -71,7 +71,7 @@ TABLE: dict[str, Tolerance] = {
         ),
     ),
 }
-"""Stored dtype of the weights (`Recipe.weights`) -> what is close enough: fp32 is float32, fp16 is float16."""
+"""Stored dtype of the weights (`Recipe.floats`) -> what is close enough: fp32 is float32, fp16 is float16."""
 
 TOP1_MARGIN = 0.05
 """Top-1 must agree where the reference's two best scores differ by at least this: closer ones may swap by rounding."""

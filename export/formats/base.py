@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from handheld.errors import HandheldError
+from handheld.export.formats.stored import Stored
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType, TensorSpec
 from handheld.record import Record
@@ -68,6 +69,18 @@ class Inspection(Record):
     fingerprint_note: str = ""
 
 
+class Support(Record):
+    """What a format makes of a recipe, and how; `nearest` is a recipe to take instead of an impossible one.
+
+    `native`: the file holds what the recipe says, and so many bits of it. `equivalent`: the file computes the same, and
+    `how` says what it holds instead.
+    """
+
+    level: Literal["native", "equivalent", "impossible"]
+    how: str
+    nearest: str | None = None
+
+
 class Format(ABC):
     """One converted form. Everything but `convert` and `inspect` can be read without importing a converter."""
 
@@ -97,6 +110,25 @@ class Format(ABC):
         if self.watch:
             self.watch(exported)
         return exported
+
+    def support(self, recipe: Recipe, options: Options) -> Support:
+        """What this format makes of `recipe`. Imports no converter."""
+        if recipe.quantizes:
+            return self.quantized(recipe, options)
+        if recipe.name in self.recipes:
+            return Support(level="native", how=self.recipes[recipe.name])
+        how = self.unavailable.get(recipe.name, f"{self.title} has no {recipe.name} recipe")
+        return Support(level="impossible", how=how, nearest=self.default_recipe)
+
+    def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002 a hook
+        """What this format makes of a recipe that quantizes."""
+        return Support(
+            level="impossible", how=f"{self.title} files are not quantized here", nearest=self.default_recipe
+        )
+
+    def stored(self, path: Path) -> Stored:
+        """What the file says of its weights and quantized values. Raises `HandheldError` if it cannot be read."""
+        raise HandheldError(f"what {self.title} files store is not read here ({path}).")
 
     @abstractmethod
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:

@@ -53,7 +53,7 @@ class CoreAIFormat(Format):
         _return_each_once(lifted)
         # coreai-torch 0.4.3 ignores alpha and count_include_pad, and shrinks by another rule than PyTorch's.
         decompositions.update({**scaled_sums(), **exclusive_pools(), **uneven_nearest(lifted.graph)})
-        if recipe.weights == "float16":
+        if recipe.floats == "float16":
             exported = half(lifted.build(), decompositions)
         else:
             exported = lifted.build().run_decompositions(decompositions)

@@ -249,7 +249,7 @@ def _packaged(
             inputs=[_input_type(spec, options.image_input) for spec in program.inputs],
             outputs=[ct.TensorType(name=spec.name, dtype=_numpy_dtype(spec)) for spec in program.outputs],
             minimum_deployment_target=ct.target[options.deployment_target],
-            compute_precision=in_half if recipe.weights == "float16" else ct.precision.FLOAT32,
+            compute_precision=in_half if recipe.floats == "float16" else ct.precision.FLOAT32,
             skip_model_load=True,
             package_dir=str(destination),
         )

@@ -123,7 +123,7 @@ class ExecuTorchCoreML(_PTE):
         precision = {"float16": coremltools.precision.FLOAT16, "float32": coremltools.precision.FLOAT32}
         specs = CoreMLBackend.generate_compile_specs(
             minimum_deployment_target=coremltools.target[options.deployment_target],
-            compute_precision=precision[recipe.weights],
+            compute_precision=precision[recipe.floats],
         )
         narrow = any(spec.dtype in NARROW for spec in program.inputs)
         return CoreMLPartitioner(compile_specs=specs, skip_ops_for_coreml_delegation=[CAST] if narrow else None)

@@ -70,7 +70,7 @@ class LiteRT(Format):
         if missing := _without_kernel(destination):
             destination.unlink()
             raise blame(self.title, program, missing)
-        if recipe.weights == "float16":
+        if recipe.floats == "float16":
             _halve(destination)
         casts = {s.name: NARROWED[s.dtype] for s in (*program.inputs, *program.outputs) if s.dtype in NARROWED}
         return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)

@@ -47,7 +47,7 @@ class ONNX(Format):
         if exported.exported_program is not None:
             self._watched(exported.exported_program)
         model = exported.model
-        if recipe.weights == "float16":
+        if recipe.floats == "float16":
             _halve(model)
         _name(model, program)
         _strip(model)

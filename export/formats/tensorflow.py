@@ -39,7 +39,7 @@ def convert_foreign(source: Path, destination: Path, recipe: Recipe) -> Signatur
     with tempfile.TemporaryDirectory() as folder:
         tensorflow.saved_model.save(tensorflow.Module(), folder, signatures={SIGNATURE: model.frozen()})
         converter = tensorflow.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
-        if recipe.weights == "float16":
+        if recipe.floats == "float16":
             converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tensorflow.float16]
         try:

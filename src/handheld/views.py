@@ -431,7 +431,7 @@ def _origin(shown: Shown) -> list[list[str]]:
 def _recipe_rows() -> list[dict[str, str]]:
     rows = []
     for format_name, target in formats.FORMATS.items():
-        for name in recipe.RECIPES:
+        for name in recipe.FLOATS:
             made = target.recipes.get(name) or f"not available: {target.unavailable.get(name, 'no such form')}"
             default = "yes" if name == target.default_recipe else ""
             rows.append({"format": format_name, "recipe": name, "default": default, "made": made})
@@ -440,7 +440,7 @@ def _recipe_rows() -> list[dict[str, str]]:
 
 def show_recipes(out: Console) -> None:
     """Recipes by format."""
-    for each in recipe.RECIPES.values():
+    for each in recipe.FLOATS.values():
         out.print(f"{each.name}: {each.description}", soft_wrap=True)
     rows = [list(row.values()) for row in _recipe_rows()]
     show_table(out, "", ["format", "recipe", "default", "how it is made"], rows)

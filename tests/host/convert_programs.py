@@ -23,7 +23,7 @@ from handheld.export.formats import litert
 from handheld.export.formats.base import Options, UnsupportedOperatorError
 from handheld.export.formats.overhead import without_overhead
 from handheld.export.program import Program
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.models import zoo
 from handheld.models.spec import TensorSpec
 
@@ -155,7 +155,7 @@ def convert(format_name: str, folder: Path, name: str, recipe: str) -> None:
         with as_vendors_do if name.startswith(VENDORS) else nullcontext(), without_overhead():
             rewritten, _ = rewrites.apply(made, format_name)
             artifact = Path(f"{case}{target.suffix}")
-            signature = target.convert(rewritten, RECIPES[recipe], artifact, Options())
+            signature = target.convert(rewritten, FLOATS[recipe], artifact, Options())
     except UnsupportedOperatorError as error:
         Path(f"{case}.error").write_text(str(error))
     else:

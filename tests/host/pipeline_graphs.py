@@ -10,7 +10,7 @@ from handheld.export import files, formats, rewrites
 from handheld.export.formats.base import Options
 from handheld.export.formats.overhead import without_overhead
 from handheld.export.manifest import Boundary
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.export.trace import trace
 from handheld.models import pipelines
 from handheld.models.pipelines import Part
@@ -27,7 +27,7 @@ def convert(part: Part, format_name: str, folder: Path, recipes: list[str]) -> l
         rewritten, _ = rewrites.apply(trace(load(refer(part.model)), part.model, Boundary())[0], format_name)
         for recipe in recipes:
             path = folder / f"{part.model}.{recipe}{target.suffix}"
-            signature = target.convert(rewritten, RECIPES[recipe], path, Options())
+            signature = target.convert(rewritten, FLOATS[recipe], path, Options())
             graphs.append(
                 Graph(
                     role=part.role,

@@ -21,7 +21,7 @@ from handheld.export import formats, rewrites
 from handheld.export.formats.base import Options, Signature
 from handheld.export.formats.overhead import without_overhead
 from handheld.export.program import Program
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.models.spec import TensorSpec
 
 
@@ -126,7 +126,7 @@ def convert(format_name: str, folder: Path, name: str) -> None:
     else:
         with without_overhead():
             rewritten, _ = rewrites.apply(made, format_name)
-            signature = target.convert(rewritten, RECIPES["fp32"], path, Options())
+            signature = target.convert(rewritten, FLOATS["fp32"], path, Options())
     (folder / f"{name}.json").write_text(signature.model_dump_json())
 
 

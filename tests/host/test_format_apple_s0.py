@@ -15,7 +15,7 @@ from handheld.export.formats.coreai import CoreAIFormat
 from handheld.export.formats.coreml import CoreMLFormat
 from handheld.export.metrics import psnr_db
 from handheld.export.program import Program
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.models import zoo
 from handheld.runtimes.coreai import CoreAI
 
@@ -58,7 +58,7 @@ def test_core_ml(traced: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     calls = [node for node in made.exported.graph.nodes if node.op == "call_function"]
     assert all(map(coreml._is_unchanged, calls)), "the program would be traced again"
     path = tmp_path / "s0.mlpackage"
-    CoreMLFormat().convert(made, RECIPES["fp16"], path, Options())
+    CoreMLFormat().convert(made, FLOATS["fp16"], path, Options())
     inspection = CoreMLFormat().inspect(path)
     assert inspection.weights == {"float16": pytest.approx(7.04e6, rel=0.01)}
     assert {"conv": 83, "gelu": 35, "softmax": 5, "linear": 1, "cast": 2}.items() <= inspection.operators.items()
@@ -68,7 +68,7 @@ def test_core_ml(traced: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_core_ai(traced: Program, tmp_path: Path) -> None:
     made = rewritten(traced, CoreAIFormat())
     path = tmp_path / "s0.aimodel"
-    signature = CoreAIFormat().convert(made, RECIPES["fp16"], path, Options())
+    signature = CoreAIFormat().convert(made, FLOATS["fp16"], path, Options())
     inputs = draw(made.inputs)
     (expected,) = traced.run([torch.from_numpy(array) for array in inputs.values()])
     came = CoreAI().load(path, signature).run(inputs)["logits"]

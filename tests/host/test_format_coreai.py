@@ -16,7 +16,7 @@ from handheld.export.formats.base import Options, Signature, UnsupportedOperator
 from handheld.export.formats.coreai import CoreAIFormat
 from handheld.export.metrics import psnr_db
 from handheld.export.program import Program
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.models.spec import TensorSpec
 from handheld.runtimes.coreai import CoreAI
 
@@ -29,7 +29,7 @@ FLOOR_DB = {"fp32": 100, "fp16": 50}
 
 def converted(made: Program, folder: Path, recipe: str = "fp32") -> tuple[Path, Signature]:
     path = folder / f"{recipe}.aimodel"
-    return path, FORMAT.convert(made, RECIPES[recipe], path, Options())
+    return path, FORMAT.convert(made, FLOATS[recipe], path, Options())
 
 
 def computed(made: Program, folder: Path, recipe: str = "fp32") -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -147,8 +147,8 @@ sys.path.insert(0, sys.argv[2])
 from format_programs import network
 from handheld.export.formats.base import Options
 from handheld.export.formats.coreai import CoreAIFormat
-from handheld.export.recipe import RECIPES
-CoreAIFormat().convert(network("attention"), RECIPES["fp16"], Path(sys.argv[1]), Options())
+from handheld.export.recipe import FLOATS
+CoreAIFormat().convert(network("attention"), FLOATS["fp16"], Path(sys.argv[1]), Options())
 """
 
 

@@ -22,7 +22,7 @@ from handheld.export.formats.coreml import CoreMLFormat
 from handheld.export.formats.coreml_package import Package
 from handheld.export.metrics import psnr_db
 from handheld.export.program import Program
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.models.spec import TensorSpec
 from handheld.runtimes.coreml.reference import CoreMLReference
 
@@ -66,7 +66,7 @@ def collected() -> Iterator[None]:
 def converted(made: Program, folder: Path, recipe: str = "fp32", **options: Any) -> tuple[Path, Signature]:
     path = folder / "model.mlpackage"
     shutil.rmtree(path, ignore_errors=True)
-    return path, FORMAT.convert(made, RECIPES[recipe], path, Options(**options))
+    return path, FORMAT.convert(made, FLOATS[recipe], path, Options(**options))
 
 
 @pytest.mark.parametrize(("target", "version"), [("iOS15", 6), ("iOS16", 7), ("iOS17", 8), ("iOS18", 9)])
@@ -271,8 +271,8 @@ from handheld.export.formats.coreml import CoreMLFormat
 sys.modules.update(dict.fromkeys(CoreMLFormat.blocked_imports))
 from format_programs import network
 from handheld.export.formats.base import Options
-from handheld.export.recipe import RECIPES
-CoreMLFormat().convert(network("attention"), RECIPES["fp16"], Path(sys.argv[1]), Options())
+from handheld.export.recipe import FLOATS
+CoreMLFormat().convert(network("attention"), FLOATS["fp16"], Path(sys.argv[1]), Options())
 """
 
 

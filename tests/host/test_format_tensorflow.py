@@ -11,7 +11,7 @@ from handheld.export.formats.base import Signature, UnsupportedOperatorError
 from handheld.export.formats.litert import LiteRT
 from handheld.export.formats.tensorflow import convert_foreign, reference
 from handheld.export.metrics import Array, psnr_db
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 from handheld.models.spec import TensorSpec
 
 tf: Any = pytest.importorskip("tensorflow", reason='needs TensorFlow: pip install "handheld[tensorflow]"')
@@ -70,7 +70,7 @@ def draw(signature: Signature) -> dict[str, Array]:
 @pytest.mark.parametrize(("recipe", "gate_db"), [("fp32", 100), ("fp16", 50)])
 def test_a_keras_file(keras_file: Path, tmp_path: Path, recipe: str, gate_db: float) -> None:
     path = tmp_path / "model.tflite"
-    signature = convert_foreign(keras_file, path, RECIPES[recipe])
+    signature = convert_foreign(keras_file, path, FLOATS[recipe])
     assert signature.inputs == (IMAGE, IDS) and set(signature.outputs) == OUTPUTS and signature.casts == {}
     inspection = LiteRT().inspect(path)
     assert (set(inspection.inputs), set(inspection.outputs)) == ({IMAGE, IDS}, OUTPUTS)
@@ -91,7 +91,7 @@ def test_a_saved_model(tmp_path: Path) -> None:
 
     specs = tf.TensorSpec((None, 4), tf.float32, name="x"), tf.TensorSpec((2,), tf.int64, name="unused")
     source = saved_model(tmp_path / "source", serve, *specs)
-    signature = convert_foreign(source, tmp_path / "model.tflite", RECIPES["fp32"])
+    signature = convert_foreign(source, tmp_path / "model.tflite", FLOATS["fp32"])
     assert {str(spec) for spec in signature.inputs} == {"x=1x4:float32", "unused=2:int64"}
     assert {str(spec) for spec in signature.outputs} == {"double=1x4:float32", "order=1x4:int32", "same=1x4:float32"}
     inputs = draw(signature)
@@ -105,7 +105,7 @@ def test_an_operator_that_litert_lacks(tmp_path: Path) -> None:
         tmp_path / "source", lambda x: {"values": tf.linalg.svd(x, compute_uv=False)}, tf.TensorSpec((4, 4), name="x")
     )
     with pytest.raises(UnsupportedOperatorError) as caught:
-        convert_foreign(source, tmp_path / "model.tflite", RECIPES["fp32"])
+        convert_foreign(source, tmp_path / "model.tflite", FLOATS["fp32"])
     assert caught.value.message == "LiteRT has no operator for tf.Svd."
     assert not (tmp_path / "model.tflite").exists()
 
@@ -117,13 +117,13 @@ def test_code_in_a_keras_file_is_not_run(tmp_path: Path, suffix: str) -> None:
     model = tf.keras.Sequential([tf.keras.Input((4,)), inner])
     model.save(source)
     with pytest.raises(HandheldError, match=r"holds code of its own \(a Lambda layer\)"):
-        convert_foreign(source, tmp_path / "model.tflite", RECIPES["fp32"])
+        convert_foreign(source, tmp_path / "model.tflite", FLOATS["fp32"])
 
 
 def test_a_sequential_model_has_its_last_layers_output(tmp_path: Path) -> None:
     source = tmp_path / "sequential.keras"
     tf.keras.Sequential([tf.keras.Input((4,), name="x"), tf.keras.layers.Dense(3, name="scores")]).save(source)
-    signature = convert_foreign(source, tmp_path / "model.tflite", RECIPES["fp32"])
+    signature = convert_foreign(source, tmp_path / "model.tflite", FLOATS["fp32"])
     assert [(s.name, s.shape) for s in (*signature.inputs, *signature.outputs)] == [("x", (1, 4)), ("scores", (1, 3))]
 
 
@@ -133,7 +133,7 @@ def test_damage(keras_file: Path, tmp_path: Path) -> None:
     for content in (b"", whole[:100], whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(HandheldError, match=r"half\.keras is not a whole Keras file"):
-            convert_foreign(path, tmp_path / "model.tflite", RECIPES["fp32"])
+            convert_foreign(path, tmp_path / "model.tflite", FLOATS["fp32"])
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "saved_model.pb").write_bytes(whole[:100])

@@ -91,7 +91,7 @@ def add(
         model=folder.name,
         weights="none",
         format="null",
-        recipe=Recipe(name=name, weights="float32"),
+        recipe=Recipe(name=name, floats="float32"),
         options=Options(),
         boundary=Boundary(),
         artifact=artifact.name,

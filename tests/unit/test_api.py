@@ -11,7 +11,7 @@ from handheld.errors import HandheldError
 def test_the_package_of_exporters_is_the_verb_too(tmp_path: Path) -> None:
     import handheld.export.recipe
 
-    assert handheld.export.recipe.RECIPES
+    assert handheld.export.recipe.FLOATS
     with pytest.raises(HandheldError, match=r"Did you mean .*efficientformerv2_s0"):
         handheld.export("efficientformerv2_so", out=tmp_path)  # type: ignore[operator] # mypy knows no callable modules
     with pytest.raises(HandheldError, match="one of each per channel"):

@@ -11,7 +11,7 @@ import torch
 from handheld.errors import HandheldError
 from handheld.export import formats
 from handheld.export.formats.lifted import Lifted
-from handheld.export.recipe import RECIPES
+from handheld.export.recipe import FLOATS
 
 
 def test_every_format_is_found_by_its_name_and_says_what_it_is() -> None:
@@ -19,7 +19,7 @@ def test_every_format_is_found_by_its_name_and_says_what_it_is() -> None:
     for name, made in formats.FORMATS.items():
         assert formats.get(name) is made
         assert made.default_recipe in made.recipes
-        assert set(made.recipes) | set(made.unavailable) == set(RECIPES), name
+        assert set(made.recipes) | set(made.unavailable) == set(FLOATS), name
         assert made.title and made.extra and made.distributions and made.suffix.startswith(".")
         assert made.memory_factor >= 1 and made.memory_base_bytes > 0
     assert formats.get("tflite") is formats.FORMATS["litert"]

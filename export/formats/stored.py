@@ -1,0 +1,73 @@
+"""What a file says of its own quantization, in one form for all formats: read back, not remembered."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One weight as the file holds it, in the file's own order of axes.
+
+    `values`: floats (`scheme` "float"), integers ("integer": int8 or uint8, unpacked) or indices ("table": uint8).
+    `scale` and `zero_point` have the rank of `values`, each of their axes divides its; `table` has one axis more. With
+    a `table` of integers, `scale` is the table's values'. `mask`: uint8, where a sparse weight is not 0. `bits`: of one
+    element in the file. `size_bytes`: all that the file holds for this weight, scales, tables and masks included.
+    """
+
+    name: str
+    scheme: Literal["float", "integer", "table"]
+    bits: int
+    values: Array
+    size_bytes: int
+    scale: Array | None = None
+    zero_point: Array | None = None
+    table: Array | None = None
+    mask: Array | None = None
+
+    def dense(self) -> Array:
+        """The weight that the file means, in float32."""
+        found = self.values.astype(np.float32)
+        if self.table is not None:
+            blocks = np.arange(self.table.size // self.table.shape[-1]).reshape(self.table.shape[:-1])
+            places = spread(blocks, self.values.shape) * self.table.shape[-1] + self.values
+            found = self.table.reshape(-1)[places].astype(np.float32)
+        if self.zero_point is not None:
+            found = found - spread(self.zero_point.astype(np.float32), found.shape)
+        if self.scale is not None:
+            found = found * spread(self.scale.astype(np.float32), found.shape)
+        return found if self.mask is None else found * self.mask
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With all that belongs to it."""
+        return 8 * self.size_bytes / max(1, self.values.size)
+
+
+@dataclass(frozen=True)
+class StoredActivation:
+    """One quantized value between operators: real = (integer - zero_point) * scale."""
+
+    name: str
+    dtype: Literal["int8", "uint8", "int16", "uint16"]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file's weights (constants of two axes or more and of `recipe.SMALLEST` elements) and its integer values."""
+
+    weights: tuple[StoredWeight, ...]
+    activations: tuple[StoredActivation, ...] = ()
+
+
+def spread(blocks: Array, shape: tuple[int, ...]) -> Array:
+    """One value per block, repeated to one value per element of `shape`."""
+    for axis, size in enumerate(shape):
+        if blocks.shape[axis] not in (1, size):
+            blocks = np.repeat(blocks, size // blocks.shape[axis], axis)
+    return np.broadcast_to(blocks, shape)

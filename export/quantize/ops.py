@@ -1,0 +1,101 @@
+"""The operators that make a dense weight of what is stored. Importing this module registers them with PyTorch.
+
+    handheld::dequantize(q, scale, zero_point, bits)    integers to floats
+    handheld::lookup(indices, table, bits)              indices into tables
+    handheld::masked(values, mask)                      zeros, where a sparse weight has them
+
+They compose: a sparse table of integers is `masked(dequantize(lookup(indices, table), scale), mask)`. Blocks: a `scale`
+has the rank of `q`, and each of its axes divides `q`'s; a scale then holds for a block of neighbours. A `table` has one
+axis more, its values. All are functions of constants, and none is folded (`handheld.export.rewrites.fold_constants`).
+
+PyTorch's own `quantized_decomposed.dequantize_per_channel` knows neither blocks nor widths below 8 bits nor tables.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.ao.quantization.fx._decomposed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import Node
+
+__all__ = ["ACTIVATIONS", "WEIGHTS", "dequantize", "is_weight", "lookup", "masked"]
+
+
+@torch.library.custom_op("handheld::dequantize", mutates_args=())
+def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
+    """`(q - zero_point) * scale` in float32.
+
+    `q`: int8 (or uint8, if there is a zero point), of whose 8 bits `bits` are used; `zero_point`: of `q`'s dtype and
+    `scale`'s shape, or None for 0.
+    """
+    _check_blocks(q.shape, scale.shape)
+    values = q.to(torch.float32)
+    if zero_point is not None:
+        values = values - spread(zero_point.to(torch.float32), q.shape)
+    return values * spread(scale.to(torch.float32), q.shape)
+
+
+@torch.library.custom_op("handheld::lookup", mutates_args=())
+def lookup(indices: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+    """`table[..., indices]` in the table's dtype (float32 or int8).
+
+    `indices`: uint8, of whose 8 bits `bits` are used; `table`: of shape (blocks of axis 0, ..., 2**bits).
+    """
+    _check_blocks(indices.shape, table.shape[:-1])
+    if table.shape[-1] != 2**bits:
+        raise ValueError(f"a table of {table.shape[-1]} values for indices of {bits} bits")
+    places = spread(torch.arange(table.numel() // 2**bits).reshape(table.shape[:-1]), indices.shape)
+    return table.reshape(-1)[places * 2**bits + indices.to(torch.int64)]
+
+
+@torch.library.custom_op("handheld::masked", mutates_args=())
+def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`values` where `mask` (uint8, of the same shape) is 1; 0 where it is 0."""
+    return values * mask.to(values.dtype)
+
+
+@dequantize.register_fake
+def _(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
+    return torch.empty(q.shape, dtype=torch.float32, device=q.device)
+
+
+@lookup.register_fake
+def _(indices: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
+    return torch.empty(indices.shape, dtype=table.dtype, device=indices.device)
+
+
+@masked.register_fake
+def _(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 the schema
+    return torch.empty_like(values)
+
+
+def spread(blocks: "Tensor", shape: "torch.Size") -> "Tensor":
+    """One value per block, repeated to one value per element of `shape`."""
+    for axis, size in enumerate(shape):
+        if blocks.shape[axis] not in (1, size):
+            blocks = blocks.repeat_interleave(size // blocks.shape[axis], dim=axis)
+    return blocks.expand(shape)
+
+
+def _check_blocks(shape: "torch.Size", blocks: "torch.Size") -> None:
+    if len(shape) != len(blocks) or any(size % block for size, block in zip(shape, blocks, strict=True)):
+        raise ValueError(f"blocks of shape {tuple(blocks)} for a tensor of shape {tuple(shape)}")
+
+
+WEIGHTS: tuple[Any, ...] = tuple(
+    getattr(torch.ops.handheld, name).default for name in ("dequantize", "lookup", "masked")
+)
+"""The operators as they stand in a graph."""
+
+ACTIVATIONS: tuple[Any, ...] = (
+    torch.ops.quantized_decomposed.quantize_per_tensor.default,
+    torch.ops.quantized_decomposed.dequantize_per_tensor.default,
+)
+"""Around a quantized activation: `(x, scale, zero_point, lowest, highest, dtype)`, int8 or int16."""
+
+
+def is_weight(node: "Node") -> bool:
+    """Whether `node` makes a weight of what is stored."""
+    return node.op == "call_function" and node.target in WEIGHTS
