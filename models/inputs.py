@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from handheld.errors import unknown
+from handheld.errors import HandheldError, unknown
 from handheld.models.spec import Preprocessing, TensorSpec
 
 Kind = Literal["normal", "large", "zeros", "image", "photo"]
@@ -122,6 +122,42 @@ def normalise(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> np
     scaled = pixels.astype(np.float32) / np.float32(255)
     shifted = scaled - np.array(preprocessing.mean, np.float32)
     return np.asarray(shifted / np.array(preprocessing.std, np.float32), np.float32)
+
+
+def from_picture(
+    spec: TensorSpec, path: Path, preprocessing: Preprocessing | None = None
+) -> tuple[npt.NDArray[Any], str]:
+    """The picture in a file as an input of the spec's shape and dtype, and how it was made of it.
+
+    Raises `HandheldError` if the input takes no picture, or the file holds none.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    axis = channel_axis(spec, preprocessing)
+    if axis is None or spec.shape[0] != 1 or spec.dtype not in ("float32", "float16", "uint8"):
+        raise HandheldError(f"the input {spec} takes no picture.", hint="Give an .npy of that shape and dtype.")
+    height, width = (spec.shape[1], spec.shape[2]) if axis == 3 else (spec.shape[2], spec.shape[3])
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("L" if spec.shape[axis] == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise HandheldError(f"{path} is no picture that can be read: {error}") from error
+    scale = max(width / picture.width, height / picture.height)
+    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    left, upper = (size[0] - width) // 2, (size[1] - height) // 2
+    cropped = picture.resize(size, Image.Resampling.BICUBIC).crop((left, upper, left + width, upper + height))
+    pixels = np.asarray(cropped, np.uint8).reshape(1, height, width, -1)
+    how = f"{path.name}, resized (bicubic) and cropped at its centre to {width}x{height}"
+    if spec.dtype == "uint8":
+        values: npt.NDArray[Any] = pixels
+    elif preprocessing:
+        values, how = (
+            normalise(pixels, preprocessing).astype(spec.dtype),
+            how + ", normalised as the model asks",
+        )
+    else:
+        values, how = (pixels / np.float32(255)).astype(spec.dtype), how + ", scaled to [0, 1] (no mean and std known)"
+    return np.ascontiguousarray(np.moveaxis(values, 3, axis)), how
 
 
 def _image(spec: TensorSpec, seed: int, kind: Kind, axis: int, preprocessing: Preprocessing | None) -> npt.NDArray[Any]:

@@ -315,7 +315,7 @@ def _empty_like(value: Any) -> "torch.Tensor":
 def _load_file(reference: ModelReference) -> LoadedModel:
     from torch import nn
 
-    made = _call_user_function(Path(reference.target), reference.function, reference.checkpoint)
+    made = call_user_function(Path(reference.target), reference.function, reference.checkpoint)
     module, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise HandheldError(
@@ -340,8 +340,11 @@ def _load_file(reference: ModelReference) -> LoadedModel:
     )
 
 
-def _call_user_function(path: Path, function: str, checkpoint: Path | None) -> Any:
-    """What the person's function gives; it is called with the checkpoint's path if there is one."""
+def call_user_function(path: Path, function: str, checkpoint: Path | None) -> Any:
+    """What the person's function gives; it is called with the checkpoint's path if there is one.
+
+    Raises `HandheldError` if the file lacks the function, or imports what is not installed.
+    """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -90,7 +90,7 @@ def read_input(spec: TensorSpec, path: Path, preprocessing: Preprocessing | None
     if not path.is_file():
         raise HandheldError(f"no file at {path}.")
     if path.suffix.lower() in PICTURES:
-        return _read_picture(spec, path, preprocessing)
+        return drawing.from_picture(spec, path, preprocessing)
     if path.suffix == ".npz":
         return _array(path, spec.name, spec), f"{path.name} as it is"
     try:
@@ -100,33 +100,3 @@ def read_input(spec: TensorSpec, path: Path, preprocessing: Preprocessing | None
     if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
         raise HandheldError(f"{path}: expected {spec}; came {'x'.join(map(str, array.shape))}:{array.dtype}.")
     return array, f"{path.name} as it is"
-
-
-def _read_picture(spec: TensorSpec, path: Path, preprocessing: Preprocessing | None) -> tuple[Array, str]:
-    from PIL import Image, UnidentifiedImageError
-
-    axis = drawing.channel_axis(spec, preprocessing)
-    if axis is None or spec.shape[0] != 1 or spec.dtype not in ("float32", "float16", "uint8"):
-        raise HandheldError(f"the input {spec} takes no picture.", hint="Give an .npy of that shape and dtype.")
-    height, width = (spec.shape[1], spec.shape[2]) if axis == 3 else (spec.shape[2], spec.shape[3])
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("L" if spec.shape[axis] == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise HandheldError(f"{path} is no picture that can be read: {error}") from error
-    scale = max(width / picture.width, height / picture.height)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    left, upper = (size[0] - width) // 2, (size[1] - height) // 2
-    cropped = picture.resize(size, Image.Resampling.BICUBIC).crop((left, upper, left + width, upper + height))
-    pixels = np.asarray(cropped, np.uint8).reshape(1, height, width, -1)
-    how = f"{path.name}, resized (bicubic) and cropped at its centre to {width}x{height}"
-    if spec.dtype == "uint8":
-        values: Array = pixels
-    elif preprocessing:
-        values, how = (
-            drawing.normalise(pixels, preprocessing).astype(spec.dtype),
-            how + ", normalised as the model asks",
-        )
-    else:
-        values, how = (pixels / np.float32(255)).astype(spec.dtype), how + ", scaled to [0, 1] (no mean and std known)"
-    return np.ascontiguousarray(np.moveaxis(values, 3, axis)), how
