@@ -48,7 +48,7 @@ def ranges(
 
     check(batches, _inputs(module))
     seen: dict[Node, Range] = {}
-    for node, value in _values(module, nodes, batches):
+    for node, value in values(module, nodes, batches):
         low, high = float(value.min()), float(value.max())
         if not (low > -torch.inf and high < torch.inf):
             raise HandheldError(f"a calibration input makes the value {node.name} infinite or not a number.")
@@ -56,7 +56,7 @@ def ranges(
         seen[node] = Range(min(low, old.low), max(high, old.high))
     wanting = {n: how for n, how in nodes.items() if how.observer != "minmax" and seen[n].low < seen[n].high}
     counts: dict[Node, Tensor] = {}
-    for node, value in _values(module, wanting, batches) if wanting else ():
+    for node, value in values(module, wanting, batches) if wanting else ():
         found = torch.histc(value.float(), observers.BINS, seen[node].low, seen[node].high).double()
         counts[node] = counts[node] + found if node in counts else found
     for node, how in wanting.items():
@@ -64,8 +64,8 @@ def ranges(
     return seen
 
 
-def _values(module: "GraphModule", nodes: "Iterable[Node]", batches: Batches) -> "Iterator[tuple[Node, Tensor]]":
-    """The values of the nodes, batch after batch."""
+def values(module: "GraphModule", nodes: "Iterable[Node]", batches: Batches) -> "Iterator[tuple[Node, Tensor]]":
+    """The values of the nodes, batch after batch; no others are kept in memory."""
     import torch
     from torch.fx import Interpreter
 

@@ -1,0 +1,238 @@
+"""Processing in memory, simulated: what a program computes on analog crossbars whose sums pass converters of few bits.
+
+After PIM-QAT (arXiv 2209.08617). A layer of a quantized program multiplies integers: weights W of `b_w` bits, and
+activations, which are fed to the crossbar in slices of m bits, q = Σ_l 2^(m·l) q_l. At most N rows are summed at once;
+what they sum to is read by a converter of b bits, Q. The rest is digital and exact. How weights lie in cells:
+
+    native        Σ_l 2^(m·l) · Q(Σ_i W_i q_l,i)                                         signed cells
+    differential  Σ_l 2^(m·l) · [Q(Σ_i W⁺_i q_l,i) - Q(Σ_i W⁻_i q_l,i)]                  W = W⁺ - W⁻, none negative
+    bit_serial    Σ_k Σ_l (-1)^[k = b_w - 1] 2^k · 2^(m·l) · Q(Σ_i W_k,i q_l,i)          two's complement, bit by bit
+
+The paper's constants are not published. Ours: the full scale F of a converter is the largest sum that its rows could
+give, its step is F / (2^b - 1), or F / (2^(b-1) - 1) on either side of 0 for `native`, but never below 1, for sums are
+integers: with bits enough, every scheme is the plain integer layer, exactly. N is in rows: a chunk has as many input
+channels as fit with all taps of their kernels, at least one. Activations are taken as unsigned, their zero point's
+part is subtracted afterwards. The non-linearity is a bow, sin(π·sum/F), of so many steps; noise is Gaussian, in steps,
+drawn anew for each read but the same each time a layer runs: a seed decides it.
+"""
+
+import math
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from handheld.errors import HandheldError, unknown
+from handheld.export.quantize import ops
+from handheld.export.rewrites import graph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+    from torch.fx import Node
+
+    from handheld.export.program import Program
+
+Scheme = Literal["native", "differential", "bit_serial"]
+
+LAYERS = {"linear.default": 0, "conv1d.default": 1, "conv2d.default": 2, "conv3d.default": 3}
+"""Operators that run on crossbars, and how many axes their kernels have."""
+
+ACTIVATION_BITS = 8
+
+
+@dataclass(frozen=True)
+class Crossbar:
+    """The hardware that is simulated; the module's docstring has the formulas."""
+
+    scheme: Scheme = "bit_serial"
+    adc_bits: int = 7
+    rows: int = 144
+    """N: 16 channels of a 3x3 convolution."""
+    slice_bits: int = 4
+    """m: 1, 2, 4 or 8."""
+    noise: float = 0.0
+    """Standard deviation at a converter, in its steps."""
+    bow: float = 0.0
+    """Largest deviation of a converter from a straight line, in its steps."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scheme not in get_args(Scheme):
+            raise unknown("scheme of a crossbar", self.scheme, get_args(Scheme))
+        if not 2 <= self.adc_bits <= 24 or self.slice_bits not in (1, 2, 4, 8) or self.rows < 1 or self.noise < 0:
+            raise HandheldError(
+                "expected a converter of 2 to 24 bits, slices of 1, 2, 4 or 8, 1 or more rows and noise of 0 or more; "
+                f"came {self}."
+            )
+
+
+@torch.library.custom_op("handheld::pim", mutates_args=())
+def pim(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    x_scale: float,
+    x_zero: int,
+    bits: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    scheme: str,
+    adc_bits: int,
+    rows: int,
+    slice_bits: int,
+    noise: float,
+    bow: float,
+    seed: int,
+) -> torch.Tensor:
+    """A convolution, or a linear layer if `stride` is empty, on a crossbar: float32.
+
+    `x`: int8, with scale and zero point; `weight`: int8 of `bits` bits, `scale` one value or one per output channel.
+    """
+    crossbar = Crossbar(scheme, adc_bits, rows, slice_bits, noise, bow, seed)  # type: ignore[arg-type]
+    shape = [-1] + [1] * len(stride)
+    sums = _sums(x, weight, x_zero, bits, (stride, padding, dilation, groups), crossbar)
+    made = sums * (scale.reshape(shape).double() * x_scale)
+    return (made if bias is None else made + bias.reshape(shape)).float()
+
+
+@pim.register_fake
+def _(x, weight, scale, bias, x_scale, x_zero, bits, stride, padding, dilation, groups, *_) -> torch.Tensor:  # type: ignore[no-untyped-def] # noqa: ARG001 the schema
+    return _layer(x.float(), weight.float(), (stride, padding, dilation, groups))
+
+
+PIM: Any = torch.ops.handheld.pim.default
+"""The operator as it stands in a graph."""
+
+_Geometry = tuple[list[int], list[int], list[int], int]
+"""Stride, padding, dilation and groups; the stride of a linear layer is empty."""
+
+
+def _layer(x: "Tensor", weight: "Tensor", geometry: _Geometry) -> "Tensor":
+    stride, padding, dilation, groups = geometry
+    if not stride:
+        return F.linear(x, weight)
+    conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+    return conv(x, weight, None, stride, padding, dilation, groups)
+
+
+def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geometry, crossbar: Crossbar) -> "Tensor":
+    """`Σ W (x - zero)` as the crossbar finds it, in float64."""
+    stride, padding, dilation, groups = geometry
+    offset = 2 ** (ACTIVATION_BITS - 1)
+    unsigned = x.to(torch.int32) + offset
+    if any(padding):
+        margins = [size for side in reversed(padding) for size in (side, side)]
+        unsigned = F.pad(unsigned, margins, value=zero + offset)
+    geometry = (stride, [0] * len(padding), dilation, groups)
+    generator = torch.Generator().manual_seed(crossbar.seed)
+    total = torch.zeros(1, dtype=torch.float64)
+    for inputs, cells in _chunks(unsigned, weight, geometry, crossbar.rows):
+        for factor, array, largest in _arrays(cells, bits, crossbar.scheme):
+            for place in range(0, ACTIVATION_BITS, crossbar.slice_bits):
+                part = (inputs >> place) & (2**crossbar.slice_bits - 1)
+                full = math.prod(cells.shape[1:]) * (2**crossbar.slice_bits - 1) * largest
+                exact = _layer(part.to(torch.float64), array.to(torch.float64), geometry)
+                read = _read(exact, full, crossbar, generator)
+                total = total + factor * 2**place * read
+    channels = weight.to(torch.float64).flatten(1).sum(1)
+    return total - (zero + offset) * channels.reshape([-1] + [1] * len(stride))
+
+
+def _chunks(x: "Tensor", weight: "Tensor", geometry: _Geometry, rows: int) -> "Iterator[tuple[Tensor, Tensor]]":
+    """Inputs and weights of as many input channels at a time as the crossbar has rows for, of all groups at once."""
+    stride, _, _, groups = geometry
+    channels, axis = weight.shape[1], x.ndim - 1 - len(stride)
+    count = max(1, rows // math.prod(weight.shape[2:]))
+    split = x.unflatten(axis, (groups, channels))
+    for start in range(0, channels, count):
+        stop = min(start + count, channels)
+        yield split.narrow(axis + 1, start, stop - start).flatten(axis, axis + 1), weight[:, start:stop]
+
+
+def _arrays(weight: "Tensor", bits: int, scheme: Scheme) -> "Iterator[tuple[int, Tensor, int]]":
+    """By which factor each array of cells counts, its cells, and the largest value that a cell can have."""
+    weight, largest = weight.to(torch.int32), 2 ** (bits - 1) - 1
+    if scheme == "native":
+        yield 1, weight, largest
+    elif scheme == "differential":
+        yield 1, weight.clamp_min(0), largest
+        yield -1, (-weight).clamp_min(0), largest
+    else:
+        for bit in range(bits):
+            yield (-(2**bit) if bit == bits - 1 else 2**bit), (weight >> bit) & 1, 1
+
+
+def _read(exact: "Tensor", full: int, crossbar: Crossbar, generator: "torch.Generator") -> "Tensor":
+    """What a converter makes of sums, the largest of which could be `full`."""
+    signed = crossbar.scheme == "native"
+    top = 2 ** (crossbar.adc_bits - signed) - 1
+    step = max(1.0, full / top)
+    level = exact / step
+    if crossbar.bow:
+        level = level + crossbar.bow * torch.sin(math.pi * exact / full)
+    if crossbar.noise:
+        level = level + crossbar.noise * torch.randn(level.shape, generator=generator, dtype=level.dtype)
+    return level.round().clamp(-top if signed else 0, top) * step
+
+
+def simulated(quantized: "Program", crossbar: Crossbar) -> "Program":
+    """`quantized` with its layers on a crossbar: those whose activations and weights are 8-bit (or fewer) integers,
+    with one scale per output channel or tensor. All else is digital, as it was.
+
+    Raises `HandheldError` if there is no such layer.
+    """
+    module = quantized.module()
+    places = [node for node in graph.find(module, LAYERS) if _fits(node)]
+    if not places:
+        raise HandheldError(
+            "no layer of this program can run on a crossbar: they need 8-bit activations and integer weights.",
+            hint="Quantize with a recipe like w8a8.",
+        )
+    for node in places:
+        _place(node, crossbar)
+    module.graph.eliminate_dead_code()
+    graph.drop_unused_constants(module)
+    module.recompile()
+    return quantized.retraced(module)
+
+
+def _fits(node: "Node") -> bool:
+    value, weight = node.args[:2]
+    if not (graph.is_node(value) and graph.is_node(weight)) or value.target is not ops.ACTIVATIONS[1]:
+        return False
+    if weight.target is not ops.WEIGHTS[0] or value.args[5] is not torch.int8:
+        return False
+    values, scale, zero_point, _ = weight.args
+    assert graph.is_node(values) and graph.is_node(scale)
+    one_each = math.prod(graph.shape(scale)) in (1, graph.shape(scale)[0])
+    return zero_point is None and one_each and graph.constant(values) is not None
+
+
+def _place(node: "Node", crossbar: Crossbar) -> None:
+    value, weight = node.args[:2]
+    assert graph.is_node(value) and graph.is_node(weight)
+    given, rank = graph.arguments(node), LAYERS[graph.operator(node)]
+    sizes = [_each(given[name], rank) if rank else [] for name in ("stride", "padding", "dilation")]
+    if any(isinstance(size, str) for size in sizes[1]):
+        raise HandheldError(f"{node.name}: the padding {given['padding']!r} is not known here.")
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(
+            PIM,
+            (
+                *(value.args[0], weight.args[0], weight.args[1], given["bias"], value.args[1], value.args[2]),
+                *(weight.args[3], *sizes, given.get("groups", 1), *astuple(crossbar)),
+            ),
+        )
+    made.meta = node.meta
+    graph.replace(node, made)
+
+
+def _each(value: "int | list[int]", rank: int) -> list[int]:
+    found = [value] if isinstance(value, int) else list(value)
+    return found * rank if len(found) == 1 else found

@@ -1,0 +1,108 @@
+"""Crossbars: exact where their converters have bits enough, by the formulas where they do not."""
+
+import numpy as np
+import pytest
+import torch
+from quantizing import Net, batches, program
+from torch import Tensor
+
+from handheld.errors import HandheldError
+from handheld.export.program import Program
+from handheld.export.quantize import apply
+from handheld.export.quantize.pim import PIM, Crossbar, Scheme, simulated
+from handheld.export.quantize.recovery.statistics import matched
+from handheld.export.recipe import named
+
+SCHEMES: tuple[Scheme, ...] = ("native", "differential", "bit_serial")
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Program, Program]:
+    """A small network prepared, and in 8-bit integers."""
+    prepared = apply.prepared(program(Net()))
+    return prepared, apply.quantize(prepared, named("w8a8"), batches(8))
+
+
+def crossbar_layers(found: Program) -> int:
+    return sum(node.target is PIM for node in found.module().graph.nodes)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("slice_bits", "rows"), [(8, 4), (4, 18), (1, 1000)])
+def test_with_bits_enough_every_scheme_is_the_integer_layer(
+    made: tuple[Program, Program], scheme: Scheme, slice_bits: int, rows: int
+) -> None:
+    found = simulated(made[1], Crossbar(scheme, 24, rows, slice_bits))
+    assert crossbar_layers(found) == 5
+    for (x,) in batches(3, seed=5):
+        torch.testing.assert_close(found.run([x])[0], made[1].run([x])[0], rtol=1e-5, atol=1e-5)
+
+
+def reference(x: np.ndarray, w: np.ndarray, zero: int, b: Crossbar, bits: int) -> np.ndarray:
+    """Of a linear layer's integers, read by read, in plain loops."""
+    out = np.zeros((len(x), len(w)))
+    top = 2 ** (b.adc_bits - (b.scheme == "native")) - 1
+    signs: list[tuple[int, np.ndarray, int]]
+    for start in range(0, x.shape[1], b.rows):
+        u, cells = x[:, start : start + b.rows] + 128, w[:, start : start + b.rows]
+        if b.scheme == "native":
+            signs = [(1, cells, 2 ** (bits - 1) - 1)]
+        elif b.scheme == "differential":
+            largest = 2 ** (bits - 1) - 1
+            signs = [(1, np.where(cells > 0, cells, 0), largest), (-1, np.where(cells < 0, -cells, 0), largest)]
+        else:
+            twos = cells % 2**bits
+            signs = [((-1) ** (k == bits - 1) * 2**k, twos // 2**k % 2, 1) for k in range(bits)]
+        for factor, array, largest in signs:
+            for place in range(8 // b.slice_bits):
+                piece = u // 2 ** (b.slice_bits * place) % 2**b.slice_bits
+                step = max(1.0, cells.shape[1] * (2**b.slice_bits - 1) * largest / top)
+                read = np.clip(np.rint(piece @ array.T / step), -top if b.scheme == "native" else 0, top) * step
+                out += factor * 2 ** (b.slice_bits * place) * read
+    return out - (zero + 128) * w.sum(1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("adc_bits", [3, 6])
+def test_reads_are_those_of_the_formulas(scheme: Scheme, adc_bits: int) -> None:
+    generator = np.random.default_rng(3)
+    x, w = (generator.integers(-127, 128, shape) for shape in ((3, 20), (5, 20)))
+    b = Crossbar(scheme, adc_bits, 8, 4)
+    tensors = (torch.from_numpy(x).to(torch.int8), torch.from_numpy(w).to(torch.int8), torch.ones(1, 1))
+    given = PIM(*tensors, None, 1.0, 7, 8, [], [], [], 1, scheme, adc_bits, 8, 4, 0.0, 0.0, 0)
+    np.testing.assert_allclose(given.numpy(), reference(x, w, 7, b, 8), rtol=1e-6)
+
+
+def error(found: Program, wanted: Program) -> float:
+    pairs = [(found.run(batch)[0], wanted.run(batch)[0]) for batch in batches(8, seed=9)]
+    return sum(float((a - b).square().mean()) for a, b in pairs)
+
+
+def test_few_bits_noise_and_a_bow_cost_accuracy_and_statistics_win_some_back(made: tuple[Program, Program]) -> None:
+    prepared, quantized = made
+    errors = [error(simulated(quantized, Crossbar("native", bits, 18)), prepared) for bits in (10, 6, 4)]
+    assert errors == sorted(errors)
+    six = Crossbar("native", 6, 18)
+    noisy = simulated(quantized, Crossbar("native", 6, 18, noise=2.0))
+    assert error(noisy, prepared) > errors[1]
+    assert torch.equal(*(noisy.run(batches(1)[0])[0] for _ in range(2)))  # a seed decides the noise
+    bent = simulated(quantized, Crossbar("native", 6, 18, bow=3.0))
+    assert error(bent, prepared) > errors[1]
+    coarse = simulated(quantized, Crossbar("native", 4, 18))
+    assert error(matched(prepared, coarse, batches(16), scales=True), prepared) < 0.7 * errors[2]
+    assert six.scheme == "native"
+
+
+def test_what_cannot_be_simulated_is_said(made: tuple[Program, Program]) -> None:
+    with pytest.raises(HandheldError, match="no layer of this program"):
+        simulated(apply.quantize(made[0], named("w8")), Crossbar())
+    with pytest.raises(HandheldError, match="scheme of a crossbar"):
+        Crossbar("serial")  # type: ignore[arg-type]
+    with pytest.raises(HandheldError, match="converter of 2 to 24 bits"):
+        Crossbar(adc_bits=1)
+
+
+def test_the_networks_layers_are_all_kinds(made: tuple[Program, Program]) -> None:
+    kinds = {layer.operator for layer in apply.layers(made[0].module())}
+    assert kinds == {"conv", "depthwise", "linear"}
+    assert isinstance(made[1].example()[0], Tensor)
