@@ -117,7 +117,7 @@ Store = Callable[[Layer, "Tensor", Weights], StoredTensor]
 
 def plain_store(layer: Layer, weight: "Tensor", how: Weights) -> StoredTensor:
     """Rounded to nearest, layer by layer."""
-    return store(weight, how, layer.channel_axis)
+    return store(weight, how, layer.channel_axis, layer.module)
 
 
 def quantize(
