@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from handheld.errors import missing_extra
-from handheld.export.formats.base import Format, Inspection, Options, Signature, UnsupportedOperatorError
+from handheld.export.formats.base import Format, Inspection, Options, Signature, Support, UnsupportedOperatorError
 from handheld.export.formats.blame import blame
 from handheld.export.formats.reading import reading
 from handheld.export.formats.retracing import decomposing_in_place
+from handheld.export.formats.stored import Stored
 from handheld.export.formats.unsupported import source_line, unsupported
 from handheld.export.recipe import Recipe
 from handheld.models.spec import DType
@@ -55,6 +56,9 @@ class LiteRT(Format):
         """Write the file. 64-bit integer inputs and outputs become 32-bit ones (`Signature.casts`)."""
         import litert_torch
 
+        from handheld.export.formats import litert_quantized
+
+        program, held = litert_quantized.dense(program) if recipe.quantizes else (program, [])
         if zeros := _indices_of_pooling(program):
             raise unsupported(self.title, zeros)
         example = {spec.name: tensor for spec, tensor in zip(program.inputs, program.example(), strict=True)}
@@ -67,13 +71,32 @@ class LiteRT(Format):
                 raise blamed from error
             raise
         model.export(str(destination))
+        del model
         if missing := _without_kernel(destination):
             destination.unlink()
             raise blame(self.title, program, missing)
-        if recipe.floats == "float16":
+        if recipe.quantizes:
+            litert_quantized.integers(destination, held, half=recipe.floats == "float16")
+        elif recipe.floats == "float16":
             _halve(destination)
         casts = {s.name: NARROWED[s.dtype] for s in (*program.inputs, *program.outputs) if s.dtype in NARROWED}
         return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)
+
+    def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002
+        """See `Format.quantized`."""
+        from handheld.export.formats import litert_quantized
+
+        return litert_quantized.support(recipe)
+
+    def stored(self, path: Path) -> Stored:
+        """See `Format.stored`."""
+        from handheld.export.formats import tflite_stored
+
+        try:
+            with reading(path, self.title):
+                return tflite_stored.stored(path)
+        except ModuleNotFoundError as error:
+            raise missing_extra("reading LiteRT files", self.extra, str(error.name)) from error
 
     def inspect(self, path: Path) -> Inspection:
         """Read the file. A dimension that the file leaves open is given as -1."""

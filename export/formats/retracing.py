@@ -127,16 +127,18 @@ class InPlace:
 
     def _copied(self, node: "Node") -> "Node":
         """The node as it is; its shape worked out again if what it takes has come to lie otherwise in memory."""
+        from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
         new = self._graph.node_copy(node, self._new.__getitem__)
         if node.op == "call_function" and any(
             _form(old.meta.get("val")) != _form(self._value(old)) for old in node.all_input_nodes
         ):
-            from torch.fx.passes.shape_prop import _extract_tensor_metadata
-
             args, kwargs = self._values(node)
             new.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
             if "tensor_meta" in new.meta and _form(new.meta["val"]) is not None:
                 new.meta["tensor_meta"] = _extract_tensor_metadata(new.meta["val"])
+        if "tensor_meta" not in new.meta and str(new.target).startswith("quantized_decomposed."):
+            new.meta["tensor_meta"] = _extract_tensor_metadata(new.meta["val"])  # which their lowerings look at
         return new
 
     def _values(self, node: "Node") -> tuple[Any, Any]:
