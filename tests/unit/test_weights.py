@@ -208,7 +208,7 @@ def test_awkward_weights(name: str) -> None:
 def test_a_weight_that_is_not_finite_names_its_layer(value: float) -> None:
     weight = drawn(4, 4)
     weight[1, 2] = value
-    with pytest.raises(HandheldError, match="the weight of features[.]3 holds 1 infinite"):
+    with pytest.raises(HandheldError, match=r"the weight of features\.3 holds 1 infinite"):
         weights.store(weight, how("w8"), 0, "features.3")
 
 
