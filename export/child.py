@@ -63,6 +63,15 @@ class SplitRequest(Record):
     parts: int
 
 
+class QuantizeRequest(Record):
+    """Quantize the program in a folder: another program, with golden data of its own."""
+
+    task: Literal["quantize"] = "quantize"
+    program: Path
+    recipe: Recipe
+    calibrate: str | None = None
+
+
 class InspectRequest(Record):
     """Read a converted file without running it."""
 
@@ -71,7 +80,7 @@ class InspectRequest(Record):
     format: str
 
 
-Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | InspectRequest
+Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | QuantizeRequest | InspectRequest
 
 
 class Failed(Record):
@@ -169,6 +178,16 @@ def split(request: SplitRequest, folder: Path, start: float) -> Reply:
     return Reply(parts=splitting.write(request.program, request.parts, folder, lambda: work_since(start)))
 
 
+def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
+    """Leave the quantized program, its record, its golden data and what was stored in `folder`."""
+    from handheld.export.quantize import work
+
+    def cost() -> Work:
+        return work_since(start)
+
+    return Reply(program=work.write(request.program, request.recipe, request.calibrate, folder, cost))
+
+
 def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:
     """Leave the artifact and its golden data in `folder`."""
     from handheld.export.foreign import take_in
@@ -202,6 +221,7 @@ def main(folder: Path) -> None:
         "convert": convert,
         "foreign": foreign,
         "split": split,
+        "quantize": quantize,
         "inspect": inspect,
     }
     try:

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 PARTS = "parts.json"
 GOLDEN = "golden.json"
 GOLDEN_ARRAYS = "golden.npz"
+QUANTIZED = "quantized.json"
 WORST = "worst.npz"
 """What the last check of an artifact leaves beside it: the inputs that came out worst, what was expected, what came."""
 
@@ -133,6 +134,26 @@ class ProgramRecord(Record):
     versions: dict[str, str]
 
 
+class QuantizedLayer(Record):
+    """One weight: its path in the model, how it is stored, and what is left of it (signal against noise, decibels)."""
+
+    module: str
+    operator: str
+    elements: int
+    stored: str
+    snr_db: float
+
+
+class Quantized(Record):
+    """What was stored of each weight that a recipe quantizes, as planned in the hub: what the files then hold."""
+
+    schema_version: Literal[1] = 1
+    recipe: Recipe
+    calibration: str = ""
+    """What the ranges of activations were found with."""
+    layers: tuple[QuantizedLayer, ...] = ()
+
+
 class Part(Record):
     """One part of a model that was cut: the name of its folder, and what it takes and gives."""
 
@@ -174,6 +195,8 @@ class Manifest(Record):
     conversion: Work
     program_sha256: str
     """The program that it was made from: the same as in `golden.json`, which lies one folder up."""
+    reference: str = ""
+    """The folder, one up, with the golden data of the quantized program that it was made from; empty: the model's."""
     versions: dict[str, str]
     platform: str
     notes: tuple[str, ...] = ()

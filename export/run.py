@@ -26,13 +26,14 @@ from handheld.errors import HandheldError, missing_extra
 from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
 from handheld.export.child import REPLY, REQUEST
-from handheld.export.formats.base import Format, Options
+from handheld.export.formats.base import Format, Options, Support
 from handheld.export.manifest import (
     GOLDEN,
     GOLDEN_ARRAYS,
     MANIFEST,
     PARTS,
     PROGRAM_RECORD,
+    QUANTIZED,
     WORST,
     Golden,
     Manifest,
@@ -139,6 +140,8 @@ class Request:
     bake: bool = False
     schedule: Schedule | None = None
     options: Options = field(default_factory=Options)
+    calibrate: str | None = None
+    """What the ranges of activations are found with: see `handheld.export.quantize.calibration.load`."""
     jobs: int = 2
     timeout: float = 3600
     dry_run: bool = False
@@ -222,10 +225,15 @@ class _Run:
 
     def _converted(self, source: Path) -> ExportReport:
         """Every format of the program in a folder of the cache."""
-        record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
         golden = files.read_record(source / GOLDEN, Golden)
+        chosen = recipe.resolve(self.request.recipe, "fp32")
         if not self.request.dry_run:
             self._install_golden(source, self.folder)
+            if chosen.quantizes and any(self._support(f).level != "impossible" for f in self.formats):
+                source = self._quantized(source, chosen)
+                golden = files.read_record(source / GOLDEN, Golden)
+                self._install_golden(source, self.folder / reference_folder(chosen))
+        record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
         gate = memory.Gate(memory.available_bytes())
         ordered = sorted(self.formats, key=lambda f: _rank(f.name))
         with ThreadPoolExecutor(max(1, self.request.jobs)) as pool:
@@ -244,6 +252,9 @@ class _Run:
         target = formats.get(FOREIGN[model.kind])
         if self.request.schedule:
             raise HandheldError(f"--schedule changes a PyTorch program; {Path(model.target).name} is none.")
+        if recipe.resolve(self.request.recipe, "fp32").quantizes:
+            name = Path(model.target).name
+            raise HandheldError(f"recipe {self.request.recipe} quantizes a PyTorch program; {name} is none.")
         if self.request.to != ALL and target.name not in [f.name for f in self.formats]:
             raise HandheldError(
                 f"{Path(model.target).name} can become {target.name} only, not {', '.join(self.request.to)}.",
@@ -346,9 +357,38 @@ class _Run:
             self.progress("split", f"done in {reply.parts[-1].work.seconds:.1f} s")
             return [self.cache.store("program", key, work / str(number)) for number, key in enumerate(keys, 1)]
 
+    def _quantized(self, source: Path, chosen: Recipe) -> Path:
+        """The cache's folder with the quantized form of a program; quantizes if need be."""
+        key = key_of(
+            program=files.read_record(source / PROGRAM_RECORD, ProgramRecord).sha256,
+            rules=[rule.model_dump(mode="json") for rule in chosen.rules],
+            recipe=chosen.name,
+            calibrate=self.request.calibrate and (self.request.calibrate, _content(self.request.calibrate)),
+            own=own_source_hash(),
+            versions=versions.installed(("torch", "numpy")),
+        )
+        with self.cache.lock("program", key):
+            if found := self.cache.find("program", key):
+                return found
+            self.progress(f"quantize {chosen.name}", "started")
+            with self.cache.workspace() as work:
+                task = child.QuantizeRequest(program=source, recipe=chosen, calibrate=self.request.calibrate)
+                reply, log = self._child(task, work, "quantize")
+                if reply.failed or reply.program is None:
+                    raise _error(reply, f"{self.request.label} could not be quantized", log)
+                for name in (REQUEST, REPLY, log.name):
+                    (work / name).unlink(missing_ok=True)
+                self.progress(f"quantize {chosen.name}", f"done in {reply.program.work.seconds:.1f} s")
+                return self.cache.store("program", key, work)
+
+    def _support(self, target: Format) -> Support:
+        return target.support(recipe.resolve(self.request.recipe, target.default_recipe), self.request.options)
+
     def _install_golden(self, source: Path, folder: Path) -> None:
-        for name in (GOLDEN_ARRAYS, GOLDEN):
+        for name in (GOLDEN_ARRAYS, GOLDEN, QUANTIZED):
             there = folder / name
+            if not (source / name).is_file():
+                continue
             if not there.is_file() or files.sha256_of_file(there) != files.sha256_of_file(source / name):
                 files.install(source / name, there)
 
@@ -358,10 +398,13 @@ class _Run:
         chosen = recipe.resolve(self.request.recipe, target.default_recipe)
         need = target.memory_base_bytes + int(target.memory_factor * record.weight_bytes) + record.activation_bytes
         cell = Cell(format=target.name, recipe=chosen.name, status="planned", estimated_memory_bytes=need)
-        if chosen.name not in target.recipes:
-            reason = target.unavailable.get(chosen.name, f"{target.title} has no {chosen.name} recipe")
-            return cell.model_copy(update={"status": "unavailable", "reason": reason})
         options = _with_picture(self.request.options, golden)
+        support = target.support(chosen, options)
+        if support.level == "impossible":
+            reason = f"{support.how}. Nearest: --recipe {support.nearest}" if support.nearest else support.how
+            return cell.model_copy(update={"status": "unavailable", "reason": reason})
+        if support.level == "equivalent" or (chosen.quantizes and self.request.dry_run):
+            cell = cell.model_copy(update={"reason": f"{support.level}: {support.how}"})
         key = self._key(target, chosen, options, record)
         if not self.request.dry_run and (there := self._already_there(target, chosen, key)):
             return there
@@ -381,7 +424,7 @@ class _Run:
             with self.cache.lock("artifact", key):
                 entry, status = self._artifact(key, task, target, chosen, (record, golden, gate, need))
             made = self._install(entry, target, chosen, status)
-            return made.model_copy(update={"estimated_memory_bytes": need})
+            return made.model_copy(update={"estimated_memory_bytes": need, "reason": cell.reason})
         except HandheldError as error:
             self.progress(f"export {cell.name}", "failed")
             return cell.model_copy(update={"status": "failed", "reason": str(error)})
@@ -455,6 +498,7 @@ class _Run:
             stages=((about[0].exported,) if about else ()) + converted.stages,
             conversion=converted.work,
             program_sha256=golden.program_sha256,
+            reference=reference_folder(chosen) if chosen.quantizes else "",
             versions={"handheld": __version__, **versions.installed(("torch", "numpy", *target.distributions))},
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         )
@@ -498,6 +542,19 @@ def _with_picture(options: Options, golden: Golden) -> Options:
     """With preprocessing baked in, the picture may be an image input where a format has such a thing."""
     pictures = [spec.name for spec in golden.inputs if spec.dtype == "uint8" and len(spec.shape) == 4]
     return options.model_copy(update={"image_input": pictures[0]}) if golden.boundary.picture and pictures else options
+
+
+def reference_folder(chosen: Recipe) -> str:
+    """Where, in the model's folder, the golden data of its form quantized by a recipe lies."""
+    return f"quantized.{chosen.name}"
+
+
+def _content(calibrate: str) -> str | None:
+    """A hash of the file or folder that calibration data comes from, if it is one."""
+    path = Path(calibrate.partition(":")[0])
+    if path.is_dir():
+        return key_of(files=files.file_hashes(path))
+    return files.sha256_of_file(path) if path.is_file() else None
 
 
 def _rank(name: str) -> int:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from handheld.errors import HandheldError, missing_extra
-from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats import onnx_quantized
+from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.fingerprint import Fact, Fingerprint
 from handheld.export.formats.reading import reading
+from handheld.export.formats.stored import Stored
 from handheld.export.recipe import Recipe
 from handheld.models.spec import TensorSpec
 
@@ -47,12 +49,23 @@ class ONNX(Format):
         if exported.exported_program is not None:
             self._watched(exported.exported_program)
         model = exported.model
+        onnx_quantized.lower(model)
         if recipe.floats == "float16":
             _halve(model)
         _name(model, program)
         _strip(model)
         save(model, destination)
         return Signature(inputs=program.inputs, outputs=program.outputs)
+
+    def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002
+        """As `Format.quantized`: every recipe can be written; onnxruntime makes most weights dense when it loads."""
+        return onnx_quantized.support(recipe)
+
+    def stored(self, path: Path) -> Stored:
+        """As `Format.stored`."""
+        from handheld.export.formats import onnx_stored
+
+        return onnx_stored.stored(path)
 
     def inspect(self, path: Path) -> Inspection:
         """Read the file, and its companion if it has one. A dimension that the file leaves open is given as -1."""
@@ -116,7 +129,9 @@ def _exported(program: "Program") -> Any:
     import torch
 
     try:
-        exported = torch.onnx.export(program.exported, (), dynamo=True, optimize=True, verbose=False)
+        symbolic = onnx_quantized.symbolic(program.exported)
+        opset = onnx_quantized.OPSET if onnx_quantized.is_quantized(program.exported) else None
+        exported = torch.onnx.export(symbolic, (), dynamo=True, optimize=True, verbose=False, opset_version=opset)
     except torch.onnx.errors.OnnxExporterError as error:
         missing = _MISSING.findall(str(error))
         if not missing:

@@ -32,6 +32,7 @@ JOINED = ("add.Tensor", "mul.Tensor", "sub.Tensor", "cat.default", "mean.dim", "
 
 SHARED = (
     *("max_pool2d.default", "avg_pool2d.default", "relu.default", "hardtanh.default", "clamp.default", "slice.Tensor"),
+    *("pad.default", "constant_pad_nd.default"),  # with zeros: anything else is not in the integers' range by itself
     *graph.VIEWS,
     *graph.PERMUTES,
 )
@@ -98,7 +99,7 @@ def _argument(node: "Node", target: str) -> "Node":
 
 
 def assignment(found: Iterable[Layer], recipe: Recipe) -> dict[str, Rule]:
-    """Weight -> the rule that it gets. Small weights get none.
+    """Weight -> the rule that it gets. Small weights get none, unless their activations are in integers too.
 
     Raises `HandheldError` for a rule whose modules match no layer of the model at all.
     """
@@ -107,8 +108,12 @@ def assignment(found: Iterable[Layer], recipe: Recipe) -> dict[str, Rule]:
     for rule in recipe.rules:
         if found and not any(rule.matches(layer.module, layer.operator) for layer in found):
             raise unknown(f"modules of a rule of {recipe.name}, like no layer of this model:", rule.modules[0], names)
-    chosen = {layer.weight: recipe.rule(layer.module, layer.operator) for layer in found if layer.elements >= SMALLEST}
-    return {weight: rule for weight, rule in chosen.items() if rule and (rule.weights or rule.activations)}
+    chosen = {layer: recipe.rule(layer.module, layer.operator) for layer in found}
+    return {
+        layer.weight: rule
+        for layer, rule in chosen.items()
+        if rule and (rule.activations or (rule.weights and layer.elements >= SMALLEST))
+    }
 
 
 Store = Callable[[Layer, "Tensor", Weights], StoredTensor]
@@ -227,7 +232,7 @@ def _quantized_values(module: "GraphModule", found: Sequence[Layer], rules: Mapp
                 add(node, how)
         elif graph.operator(node) in FUSED and given and given[0] in wanted and _is_fused(given[0]):
             add(node, wanted[given[0]])
-        elif graph.operator(node) in SHARED and given and given[0] in groups:
+        elif graph.operator(node) in SHARED and given and given[0] in groups and not _pads_with_more(node):
             add(node, groups[given[0]].how)
             join([given[0], node])
         elif graph.operator(node) in JOINED and len(given) == _tensors(node) and all(v in groups for v in given):
@@ -245,6 +250,12 @@ def _tensors(node: "Node") -> int:
     if graph.operator(node) in ("add.Tensor", "mul.Tensor", "sub.Tensor"):
         return len(set(node.args[:2]))
     return len(node.all_input_nodes)
+
+
+def _pads_with_more(node: "Node") -> bool:
+    """Whether what the node pads with is not 0."""
+    given = graph.arguments(node)
+    return bool(given.get("value")) or given.get("mode", "constant") != "constant"
 
 
 def _is_fused(node: "Node") -> bool:

@@ -1,0 +1,119 @@
+"""The work of the child that quantizes: a program from a folder, its quantized form and the record of it to another."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from handheld.errors import HandheldError
+from handheld.export import files, golden, trace
+from handheld.export.golden import GoldenData
+from handheld.export.manifest import (
+    PROGRAM,
+    PROGRAM_RECORD,
+    QUANTIZED,
+    Golden,
+    ProgramRecord,
+    Quantized,
+    QuantizedLayer,
+    Work,
+)
+from handheld.export.program import Program
+from handheld.export.quantize import apply, calibration
+from handheld.export.recipe import Recipe, Rule, Weights, describe
+from handheld.export.stages import stage_of
+
+DRAWN, FIRST_SEED = "drawn", 1000
+"""Calibration data that needs no files, and its first seed: golden inputs are not among it."""
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from handheld.export.quantize.apply import Layer
+    from handheld.export.quantize.weights import StoredTensor
+
+
+def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, work: Callable[[], Work]) -> ProgramRecord:
+    """Quantize the program in `source` by `recipe`; leave in `folder` what `trace` leaves there of a model."""
+    reference = GoldenData(source)
+    program = apply.prepared(Program.load(source / PROGRAM))
+    batches: list[tuple[Tensor, ...]] = []
+    described = ""
+    if recipe.activations and calibrate:
+        batches, described = _batches(calibrate, reference.record)
+    layers: list[QuantizedLayer] = []
+
+    def store(layer: "Layer", weight: "Tensor", how: Weights) -> "StoredTensor":
+        stored = apply.plain_store(layer, weight, how)
+        layers.append(_told(layer, weight, stored, how))
+        return stored
+
+    quantized = apply.quantize(program, recipe, batches, store=store)
+    quantized.save(folder / PROGRAM)
+    sha256 = trace.program_hash(quantized)
+    _write_golden(reference, quantized, recipe, sha256, folder)
+    files.write_record(folder / QUANTIZED, Quantized(recipe=recipe, calibration=described, layers=tuple(layers)))
+    record = ProgramRecord(
+        model=reference.record.model,
+        sha256=sha256,
+        weight_bytes=trace.weight_bytes(program),
+        activation_bytes=trace.activation_bytes(quantized),
+        operators=trace.operators(quantized),
+        exported=stage_of("exported", quantized, folder),
+        work=work(),
+        versions=trace.versions(),
+    )
+    files.write_record(folder / PROGRAM_RECORD, record)
+    return record
+
+
+def _batches(calibrate: str, record: Golden) -> "tuple[list[tuple[Tensor, ...]], str]":
+    """What to calibrate with. `drawn:N`: inputs as the golden ones are made, of N other seeds."""
+    kind, _, count = calibrate.partition(":")
+    if kind != DRAWN:
+        return calibration.load(calibrate, record.inputs, record.image)
+    if count and not (count.isdecimal() and int(count)):
+        raise HandheldError(f"--calibrate {calibrate}: expected {DRAWN}:N, a number of inputs to draw.")
+    seeded = [case for case in record.cases if case.kind != "stored"]
+    if not seeded:
+        raise HandheldError(
+            f"--calibrate {calibrate}: this model's inputs are not drawn from seeds; give data of its own."
+        )
+    cases = [
+        seeded[number % len(seeded)].model_copy(update={"seed": FIRST_SEED + number})
+        for number in range(int(count or 16))
+    ]
+    drawn = [tuple(map(torch.from_numpy, golden.draw(record, case))) for case in cases]
+    return drawn, f"{len(drawn)} drawn inputs (seeds from {FIRST_SEED}): no real data"
+
+
+def _told(layer: "Layer", weight: "Tensor", stored: "StoredTensor", how: Weights) -> QuantizedLayer:
+    error = (stored.dense() - weight).square().mean()
+    snr = 10 * torch.log10(weight.square().mean() / error)
+    return QuantizedLayer(
+        module=layer.module,
+        operator=layer.operator,
+        elements=layer.elements,
+        stored=describe(Rule(weights=how)),
+        snr_db=round(float(snr.nan_to_num(torch.inf, torch.inf)), 2),
+    )
+
+
+def _write_golden(reference: GoldenData, quantized: Program, recipe: Recipe, sha256: str, folder: Path) -> None:
+    """What the quantized program makes of the inputs that the model was given."""
+    record = reference.record
+    names = [spec.name for spec in record.inputs]
+    cases = [tuple(reference.inputs(index)[name] for name in names) for index in range(len(record.cases))]
+    made = record.model_copy(
+        update={
+            "program_sha256": sha256,
+            "reference": f"eager PyTorch {torch.__version__}, float32, of the model quantized by {recipe.name}",
+        }
+    )
+    outputs = [
+        tuple(output.numpy() for output in quantized.run([torch.from_numpy(array) for array in arrays]))
+        for arrays in cases
+    ]
+    stored = [arrays if case.kind == "stored" else None for arrays, case in zip(cases, record.cases, strict=True)]
+    golden.write(folder, made, stored, outputs)

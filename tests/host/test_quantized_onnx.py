@@ -1,0 +1,112 @@
+"""Quantized programs as ONNX files: onnxruntime computes what the hub does, and the file holds the hub's integers."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from handheld.export import rewrites
+from handheld.export.formats.base import Options
+from handheld.export.formats.onnx import ONNX
+from handheld.export.metrics import psnr_db
+from handheld.export.quantize import apply, weights
+from handheld.export.recipe import EXAMPLES, named
+from tests.host.quantized_programs import network, quantized
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own, of itself
+
+WEIGHTS_ONLY = [name for name in EXAMPLES if named(name).quantizes and not named(name).activations]
+
+
+def _file(name: str, folder: Path) -> Path:
+    recipe, program = quantized(name)
+    path = folder / "model.onnx"
+    ONNX().convert(rewrites.apply(program, "onnx")[0], recipe, path, Options())
+    return path
+
+
+def _outputs(path: Path) -> np.ndarray:
+    _, inputs = network()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = {place.name: tensor.numpy() for place, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    output: np.ndarray = session.run(None, given)[0]
+    return output
+
+
+def _expected(name: str) -> np.ndarray:
+    return np.asarray(quantized(name)[1].run(network()[1])[0].numpy())
+
+
+@pytest.mark.parametrize("name", WEIGHTS_ONLY)
+def test_a_stored_weight_is_the_hubs(name: str, tmp_path: Path) -> None:
+    path = _file(name, tmp_path)
+    assert psnr_db(_expected(name), _outputs(path)) > 110
+    how = named(name).rules[0].weights
+    assert how
+    program = network()[0].module()
+    read = {weight.values.shape: weight for weight in ONNX().stored(path).weights}
+    for layer in apply.layers(program):
+        if layer.elements < 256 + 33:
+            continue  # the depthwise layer, of 288, and smaller ones are floats or alike
+        tensor = program.get_parameter(layer.weight)
+        stored = weights.store(tensor, how, layer.channel_axis)
+        found = read[layer.shape]
+        np.testing.assert_array_equal(found.dense(), stored.dense().numpy(), err_msg=layer.module)
+        if how.scheme != "float":
+            np.testing.assert_array_equal(found.values, stored.values.numpy())
+            assert found.bits == stored.bits
+
+
+@pytest.mark.parametrize(("name", "limit"), [("w8a8", 40.0), ("w8a16", 70.0)])
+def test_integer_layers(name: str, limit: float, tmp_path: Path) -> None:
+    """onnxruntime rounds in other places than the hub does, by one step of some values at most: see the limits."""
+    path = _file(name, tmp_path)
+    assert psnr_db(_expected(name), _outputs(path)) > limit
+    pairs = [node for node in quantized(name)[1].exported.graph.nodes if str(node.target).startswith("quantized_dec")]
+    wanted = {(float(np.float32(node.args[1])), int(node.args[2])) for node in pairs}
+    moved = 128 if name == "w8a8" else 0
+    assert {(float(np.float32(a.scale)), a.zero_point - moved) for a in ONNX().stored(path).activations} <= wanted
+
+
+def test_integer_kernels_are_found(tmp_path: Path) -> None:
+    """Every convolution becomes onnxruntime's integer one; padding and clamps between them are gone."""
+    path = _file("w8a8", tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found = ONNX().inspect(tmp_path / "optimized.onnx").operators
+    operators = {name.rpartition(".")[2]: count for name, count in found.items()}  # some are onnxruntime's own
+    assert operators["QLinearConv"] == 3, found
+    assert not {"Conv", "Pad", "Clip", "Relu"} & operators.keys()
+
+
+def test_sizes_are_what_the_bits_say(tmp_path: Path) -> None:
+    """A network that is large enough to tell: 2 % for scales, names and the graph."""
+    generator = torch.Generator().manual_seed(1)
+    from handheld.export.program import Program
+    from handheld.models.spec import TensorSpec
+
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1024, 1024)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.layer(x),)
+
+    layer = One()
+    with torch.no_grad():
+        layer.layer.weight.copy_(torch.randn(1024, 1024, generator=generator))
+    specs = TensorSpec("x", (1, 1024), "float32"), TensorSpec("y", (1, 1024), "float32")
+    program = apply.prepared(Program(torch.export.export(layer, (torch.zeros(1, 1024),)), specs[:1], specs[1:]))
+    for name, bits in {"w8": 8, "w4c": 4, "lut4": 4, "lut3": 3, "lut1": 1, "levels1": 2, "sparse50-w8": 9}.items():
+        recipe = named(name)
+        path = tmp_path / f"{name}.onnx"
+        ONNX().convert(
+            apply.quantize(program, recipe), recipe.model_copy(update={"floats": "float32"}), path, Options()
+        )
+        ideal = bits * 2**20 / 8
+        assert ideal <= path.stat().st_size <= 1.02 * ideal + 12_000, name
