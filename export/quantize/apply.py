@@ -10,6 +10,7 @@ from handheld.export.quantize.calibration import Range, ranges
 from handheld.export.quantize.weights import StoredTensor, store
 from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
+from handheld.export.rewrites.tabulate import is_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,13 +72,18 @@ def prepared(program: "Program") -> "Program":
 
 
 def layers(module: "GraphModule") -> list[Layer]:
-    """The weights of a prepared program's module, in the order in which they are used; a shared one counts once."""
+    """The weights of a prepared program's module, in the order in which they are used; a shared one counts once.
+
+    The numbers of a fixed schedule that `tabulate` stored are no weights.
+    """
     found: dict[str, list[tuple[Node, str, int]]] = {}
     for node in module.graph.nodes:
         place, operator, axis = LAYERS.get(graph.operator(node), (None, "", 0))
         if place is None or graph.constant(node.args[place]) is None:
             continue
         weight = node.args[place]
+        if is_table(str(weight.target)):
+            continue
         if operator == "conv" and graph.arguments(node)["groups"] > 1 and graph.shape(weight)[1 - axis] == 1:
             operator = "depthwise"
         found.setdefault(str(weight.target), []).append((node, operator, axis))

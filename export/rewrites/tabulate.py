@@ -17,6 +17,8 @@ HIGH = "high"
 """The key of a placeholder's `meta` under which `rewrites.apply` puts the exclusive bound of an integer input."""
 LARGEST = 256
 """Values that an input may have, at most: each costs an evaluation at export and a row of the table."""
+NAME = "table"
+"""What its constants are called, at the root of a module: no weights, though an `embedding` reads them."""
 STILL = (*graph.VIEWS, *graph.PERMUTES, "expand.default")
 """Operators that make no new numbers: they are done after the table, not stored in it."""
 
@@ -120,7 +122,7 @@ def _parts(
     first = index.next
     while first.op in ("placeholder", "get_attr"):
         first = first.next
-    stored = graph.add_constant(first, table, "table")
+    stored = graph.add_constant(first, table, NAME)
     row = graph.call(first, "embedding.default", stored, graph.reshape(first, index, (1,)))
     start = 0
     for node in results:
@@ -129,3 +131,8 @@ def _parts(
             part = row if end - start == table.shape[1] else graph.call(first, "slice.Tensor", row, 1, start, end)
             yield node, graph.reshape(first, part, graph.shape(node))
             start = end
+
+
+def is_table(target: str) -> bool:
+    """Whether a constant of that path is one that this rewrite made."""
+    return target == NAME or (target.startswith(f"{NAME}_") and target.removeprefix(f"{NAME}_").isdigit())
