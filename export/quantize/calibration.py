@@ -191,12 +191,7 @@ def _from_arrays(path: Path, inputs: Sequence[TensorSpec], limit: int) -> _Named
 
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = {
-                spec.name: f"input/{spec.name}" if f"input/{spec.name}" in arrays else spec.name for spec in inputs
-            }
-            if missing := [spec.name for spec in inputs if names[spec.name] not in arrays]:
-                raise unknown(f"array in {path}: the input", missing[0], list(arrays))
-            found = {spec: _samples(path, spec, arrays[names[spec.name]]) for spec in inputs}
+            found = {spec: _samples(path, spec, _array(path, spec.name, arrays)) for spec in inputs}
     except FileNotFoundError:
         raise HandheldError(f"no file at {path}.") from None
     except HandheldError:

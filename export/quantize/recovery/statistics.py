@@ -3,7 +3,8 @@
 Rounded weights shift the mean of a layer's output, and layers add their shifts up. The float and the quantized program
 are run side by side on `GROUP` batches at a time. At each layer, the mean of every output channel is made that of the
 float program, in what follows too, so that a layer makes up only for what is left after those before it; the shifts,
-averaged over all groups, go into the biases (the bias correction of arXiv 1906.04721 §4.2, measured).
+averaged over all groups and made smaller as far as these disagree, go into the biases (the bias correction of arXiv
+1906.04721 §4.2, measured).
 With `scales`, standard deviations too, by the scales of the weights: only where integers or levels have one per output
 channel.
 """
@@ -43,7 +44,7 @@ def matched(
     if len(expected) != len(there):
         raise ValueError(f"{len(there)} layers in the quantized program, {len(expected)} in the reference")
     widths = [_scale(site) if scales else None for site in there]
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in there]
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in there]
     with torch.no_grad():
         for start in range(0, len(batches), GROUP):
             group = batches[start : start + GROUP]
@@ -53,26 +54,38 @@ def matched(
                 strict=True,
             )
             for site, width, seen, (wanted, given) in zip(there, widths, found, pairs, strict=True):
-                factor, shift = _affine(wanted, given, site.axis, scaled=width is not None)
-                seen.append((factor, shift))
+                mean, shift, factor = _affine(wanted, given, site.axis, scaled=width is not None)
+                seen.append((mean, shift, factor))
                 shape = [-1] + [1] * (-1 - site.axis)
-                given[:] = [value * factor.view(shape) + shift.view(shape) for value in given]
+                mean, shift, factor = (values.view(shape) for values in (mean, shift, factor))
+                given[:] = [(value - mean) * factor + mean + shift for value in given]
         for site, width, seen in zip(there, widths, found, strict=True):
-            factor, shift = (torch.stack(values).mean(0) for values in zip(*seen, strict=True))
-            _correct(site, width, factor, shift)
+            means, shifts, factors = (torch.stack(values) for values in zip(*seen, strict=True))
+            mean, factor = means.mean(0), 1 + _certain(factors - 1)
+            _correct(site, width, factor, mean + _certain(shifts) - factor * mean)
     graph.drop_unused_constants(after)
     after.recompile()
     return quantized.retraced(after)
 
 
-def _affine(wanted: "list[Tensor]", given: "list[Tensor]", axis: int, *, scaled: bool) -> "tuple[Tensor, Tensor]":
-    """By which factor and shift, per channel, the values get the statistics that are wanted."""
+def _affine(
+    wanted: "list[Tensor]", given: "list[Tensor]", axis: int, *, scaled: bool
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """Per channel: the mean that the values have, how far it is from what is wanted, and by which factor to widen."""
     target, here = (torch.cat([_rows(value, axis) for value in values]) for values in (wanted, given))
-    factor = torch.ones(here.shape[1])
+    mean, factor = here.mean(0), torch.ones(here.shape[1])
     if scaled and len(here) > 1:
         deviation = here.std(0)
         factor = torch.where(deviation > 0, target.std(0) / deviation, 1.0).clamp(1 / WIDEST, WIDEST)
-    return factor, target.mean(0) - factor * here.mean(0)
+    return mean, target.mean(0) - mean, factor
+
+
+def _certain(seen: "Tensor") -> "Tensor":
+    """The mean over groups, made smaller as far as the groups disagree: a correction is worth its certainty."""
+    mean = seen.mean(0)
+    if len(seen) < 2:
+        return mean
+    return mean * mean.square() / (mean.square() + seen.var(0) / len(seen)).clamp_min(1e-30)
 
 
 def _rows(value: "Tensor", axis: int) -> "Tensor":
