@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from handheld.errors import HandheldError, unknown
 from handheld.export.quantize import ops
 from handheld.export.quantize.calibration import Range, ranges
+from handheld.export.quantize.kernels import computable
 from handheld.export.quantize.weights import StoredTensor, store
 from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
@@ -158,7 +159,10 @@ def quantize(
         for layer in found:
             rule = rules.get(layer.weight)
             if rule and rule.weights:
-                _store_weight(module, layer, store(layer, _tensor(layer), rule.weights))
+                stored = store(layer, _tensor(layer), rule.weights)
+                if rule.activations and rule.activations.bits == 8:
+                    stored = computable(stored, layer.channel_axis, _uses(layer, quantized, seen))
+                _store_weight(module, layer, stored)
         _quantize_values(quantized, seen)
     module.graph.eliminate_dead_code()
     graph.drop_unused_constants(module)
@@ -170,6 +174,23 @@ def _tensor(layer: Layer) -> "Tensor":
     found = graph.constant(_argument(layer.users[0], layer.weight))
     assert found is not None
     return found
+
+
+def _uses(
+    layer: Layer, groups: "Mapping[Node, _Group]", seen: "Mapping[Node, Range]"
+) -> "list[tuple[float, float | None, Tensor | None]]":
+    """Of each operator that the weight is of: the scales of its input and its output, and its bias."""
+
+    def scale(node: "Node") -> float | None:
+        if _is_fused(node):
+            node = next(iter(node.users))
+        return _parameters(groups[node], seen)[0] if node in groups else None
+
+    uses = [(user, groups[user.args[0]]) for user in layer.users if user.args[0] in groups]
+    return [
+        (_parameters(group, seen)[0], scale(user), graph.constant(graph.arguments(user).get("bias")))
+        for user, group in uses
+    ]
 
 
 def _store_weight(module: "GraphModule", layer: Layer, stored: StoredTensor) -> None:
@@ -272,9 +293,13 @@ def _is_fused(node: "Node") -> bool:
 
 def _quantize_values(groups: "Mapping[Node, _Group]", seen: "Mapping[Node, Range]") -> None:
     for node, group in groups.items():
-        low = min(seen[member].low for member in group.members)
-        high = max(seen[member].high for member in group.members)
-        _insert_pairs(node, parameters(Range(low, high), group.how.bits))
+        _insert_pairs(node, _parameters(group, seen))
+
+
+def _parameters(group: _Group, seen: "Mapping[Node, Range]") -> tuple[float, int, int, int]:
+    low = min(seen[member].low for member in group.members)
+    high = max(seen[member].high for member in group.members)
+    return parameters(Range(low, high), group.how.bits)
 
 
 def parameters(seen: Range, bits: int) -> tuple[float, int, int, int]:
