@@ -99,7 +99,10 @@ def _stage(
 
     coreai-core 1.0.0b3 cancels casts from float to integer and back.
     """
+    from handheld.export.formats import coreai_quantized
+
     names = ([spec.name for spec in program.inputs], [spec.name for spec in program.outputs])
+    coreai_quantized.register(converter, exported)
     truncate_before_casts(exported.graph)
     try:
         converter.add_exported_program(exported, input_names=names[0], output_names=names[1])

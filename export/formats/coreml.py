@@ -12,6 +12,7 @@ from handheld.export.formats.angles import HalfOperations
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted, require_stateless
+from handheld.export.formats.stored import Stored
 from handheld.export.formats.unsupported import refused
 from handheld.export.formats.written_out import others, scaled_sums, tanh_gelu, typed_means
 from handheld.export.recipe import Recipe
@@ -71,6 +72,7 @@ class CoreMLFormat(Format):
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""
         graph, casts = self.graph(program, options)
         self._watched(graph)
+        _fuse_weights(graph)
         try:
             package = _packaged(graph, program, recipe, destination, options)
         except Exception as error:
@@ -91,6 +93,12 @@ class CoreMLFormat(Format):
         from handheld.export.formats.coreml_package import inspect
 
         return inspect(path)
+
+    def stored(self, path: Path) -> Stored:
+        """As `Format.stored`, from the package's own bytes."""
+        from handheld.export.formats.coreml_stored import stored
+
+        return stored(path)
 
 
 def _coremltools() -> Any:
@@ -193,7 +201,7 @@ def _translatable(lifted: Lifted, program: "Program") -> "ExportedProgram":
     require_stateless(exported, CoreMLFormat.title)
     core = torch.export.default_decompositions()
     tried: set[Any] = set()
-    while missing := [node for node in _calls(exported.graph) if not _has(node)]:
+    while missing := [node for node in _calls(exported.graph) if not (_is_quantized(node) or _has(node))]:
         targets = {node.target for node in missing} - tried
         tried |= targets
         finer = others(targets) | {target: core[target] for target in targets if target in core}
@@ -205,7 +213,16 @@ def _translatable(lifted: Lifted, program: "Program") -> "ExportedProgram":
     return exported
 
 
+def _is_quantized(node: "Node") -> bool:
+    """Whether it is an operator of quantized programs, which coremltools has or `coreml_quantized` gives it."""
+    from handheld.export.quantize import ops
+
+    return node.target in (*ops.WEIGHTS, *ops.ACTIVATIONS)
+
+
 def _is_unchanged(node: "Node") -> bool:
+    if _is_quantized(node):
+        return True
     name = str(node.target).removeprefix("aten.")
     options = {key: value for key, value in node.kwargs.items() if name != "_to_copy.default" or key != "dtype"}
     return name in UNCHANGED and options in ({}, {"approximate": "none"})
@@ -236,6 +253,13 @@ def _has(node: "Node") -> bool:
     return sanitize_op_kind(kind) in _TORCH_OPS_REGISTRY.name_to_func_mapping
 
 
+def _fuse_weights(exported: "ExportedProgram") -> None:
+    from handheld.export.formats.coreml_quantized import fuse
+
+    _coremltools()
+    fuse(exported)
+
+
 def _packaged(
     exported: "ExportedProgram", program: "Program", recipe: Recipe, destination: Path, options: Options
 ) -> Any:
@@ -252,9 +276,17 @@ def _packaged(
             compute_precision=in_half if recipe.floats == "float16" else ct.precision.FLOAT32,
             skip_model_load=True,
             package_dir=str(destination),
+            pass_pipeline=_passes(),
         )
         validate(package._mil_program)
     return package
+
+
+def _passes() -> Any:
+    """coremltools' own, without the one that divides the scales of a quantized sum: files hold what the recipe says."""
+    pipeline = _coremltools().PassPipeline.DEFAULT
+    pipeline.remove_passes({"common::distributive_quantized_binary_op_scale_normalization"})
+    return pipeline
 
 
 def _input_type(spec: TensorSpec, image_input: str | None) -> Any:

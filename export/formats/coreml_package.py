@@ -184,7 +184,9 @@ def _weight_bytes(package: Package) -> dict[str, int]:
     blobs: dict[tuple[str, int], tuple[str, int]] = {}
     immediate: Counter[str] = Counter()
     for operation in package.operations():
-        for value in operation.attributes.values():
+        bindings = [binding for argument in operation.inputs.values() for binding in argument.arguments]
+        given = [binding.value for binding in bindings if binding.WhichOneof("binding") == "value"]
+        for value in (*operation.attributes.values(), *given):
             tensor = value.type.tensorType
             dtype = names.Name(tensor.dataType).lower()
             if value.HasField("blobFileValue"):

@@ -20,15 +20,20 @@ def half(exported: "ExportedProgram", decompositions: Any) -> "ExportedProgram":
     """`exported`, decomposed by the table, with float16 in place of float32 everywhere but at inputs and outputs, and
     where angles are made (`handheld.export.formats.angles`).
 
-    Numbers outside float16's range become its nearest number: a mask of -3e38 must not turn into -inf, nor an epsilon
-    of 1e-12 into a division by 0. Infinities stay.
+    Scales and tables of quantized weights become half, their integers stay. Numbers outside float16's range become its
+    nearest number: a mask of -3e38 must not turn into -inf, nor an epsilon of 1e-12 into a division by 0. Infinities
+    stay.
     """
     import torch
+
+    from handheld.export.formats.quantized_weights import limit_scales
+    from handheld.export.quantize import ops
 
     lifted = Lifted(exported)
     half_dtype, full = torch.float16, torch.float32
     convert = torch.ops.aten._to_copy.default
     kept = angles.of_graph(lifted.graph)
+    limit_scales(lifted, kept)
     for name, placeholder in lifted.placeholders().items():
         store = lifted.state_dict if name in lifted.state_dict else lifted.constants
         if store[name].dtype == full and placeholder not in kept:
@@ -37,6 +42,8 @@ def half(exported: "ExportedProgram", decompositions: Any) -> "ExportedProgram":
     for node in list(lifted.graph.nodes):
         if node.op == "call_function" and node not in kept:
             node.args, node.kwargs = (_half_arguments(a) for a in (node.args, node.kwargs))
+            if node.target is ops.ACTIVATIONS[1]:
+                node.kwargs = {**node.kwargs, "out_dtype": half_dtype}
     for index, node in enumerate(lifted.outputs):
         if node.meta["val"].dtype == full and node not in lifted.inputs and node not in kept:
             lifted.before_output(index, convert, dtype=full)

@@ -1,6 +1,6 @@
 """What a file says of its own quantization, in one form for all formats: read back, not remembered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +63,13 @@ class Stored:
 
     weights: tuple[StoredWeight, ...]
     activations: tuple[StoredActivation, ...] = ()
+
+
+def scattered(elements: StoredWeight, mask: Array, mask_bytes: int) -> StoredWeight:
+    """A sparse weight of the elements that a file holds, in order, and of where they stand; 0 elsewhere."""
+    values = np.zeros(mask.shape, elements.values.dtype)
+    values[mask.astype(bool)] = elements.values
+    return replace(elements, values=values, mask=mask, size_bytes=elements.size_bytes + mask_bytes)
 
 
 def spread(blocks: Array, shape: tuple[int, ...]) -> Array:

@@ -25,7 +25,7 @@ __all__ = ["ACTIVATIONS", "WEIGHTS", "dequantize", "is_weight", "lookup", "maske
 
 @torch.library.custom_op("handheld::dequantize", mutates_args=())
 def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
-    """`(q - zero_point) * scale` in float32.
+    """`(q - zero_point) * scale` in float32, given out in the scale's dtype (a half program's is float16).
 
     `q`: int8 (or uint8, if there is a zero point), of whose 8 bits `bits` are used; `zero_point`: of `q`'s dtype and
     `scale`'s shape, or None for 0.
@@ -34,7 +34,7 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | 
     values = q.to(torch.float32)
     if zero_point is not None:
         values = values - spread(zero_point.to(torch.float32), q.shape)
-    return values * spread(scale.to(torch.float32), q.shape)
+    return (values * spread(scale.to(torch.float32), q.shape)).to(scale.dtype)
 
 
 @torch.library.custom_op("handheld::lookup", mutates_args=())
@@ -58,7 +58,7 @@ def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 @dequantize.register_fake
 def _(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
-    return torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    return torch.empty(q.shape, dtype=scale.dtype, device=q.device)
 
 
 @lookup.register_fake

@@ -6,10 +6,10 @@ MIL.proto; how immediate values and packed elements lie in bytes was read off wh
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from handheld.export.formats.coreml_package import Package, schema
+from handheld.export.formats.packing import unpacked
 from handheld.runtimes.coreml.errors import CoreMLError
 from handheld.runtimes.coreml.operators.base import LARGEST, Declared, Value
 
@@ -117,21 +117,7 @@ def _from_bytes(data: Any, typed: Declared, shape: tuple[int, ...]) -> torch.Ten
     if not count:
         return torch.empty(shape, dtype=typed.dtype)
     if typed.bits:
-        return torch.from_numpy(unpacked(np.frombuffer(data, np.uint8), typed, count)).reshape(shape)
+        signed = typed.dtype == torch.int8
+        return torch.from_numpy(unpacked(data, typed.bits, count, signed=signed)).reshape(shape)
     raw = torch.frombuffer(data, dtype=torch.uint8 if typed.dtype == torch.bool else typed.dtype)
     return raw.bool().reshape(shape) if typed.dtype == torch.bool else raw.reshape(shape)
-
-
-def unpacked(data: np.ndarray[Any, np.dtype[np.uint8]], typed: Declared, count: int) -> np.ndarray[Any, Any]:
-    """Elements of `typed.bits` bits, the first in the lowest bits, without gaps, as one byte each."""
-    bits = typed.bits
-    if 8 % bits == 0:
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        elements = ((data[:, None] >> shifts) & np.uint8(2**bits - 1)).reshape(-1)[:count]
-    else:
-        stream = np.unpackbits(data, bitorder="little", count=count * bits).reshape(count, bits)
-        elements = np.packbits(stream, axis=1, bitorder="little")[:, 0]
-    if typed.dtype == torch.int8:
-        sign = np.uint8(1 << (bits - 1))
-        return ((elements ^ sign).astype(np.int8) - np.int8(sign)).astype(np.int8)
-    return np.ascontiguousarray(elements)

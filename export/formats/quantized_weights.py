@@ -1,0 +1,99 @@
+"""The quantized weights of a lifted graph, found again: what a format writes down in a form of its own."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from handheld.export.quantize import ops
+from handheld.export.quantize.weights import StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.fx import Graph, Node
+
+    from handheld.export.formats.lifted import Lifted
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+WIDTHS = (1, 2, 3, 4, 6, 8)
+"""Bits of indices into tables."""
+
+
+def constants(exported: "ExportedProgram") -> "dict[str, Tensor]":
+    """Name of a placeholder -> the parameter, buffer or constant that it stands for."""
+    held = {**exported.constants, **exported.state_dict}
+    specs = exported.graph_signature.input_specs
+    return {spec.arg.name: held[spec.target] for spec in specs if spec.target in held}
+
+
+def width(bits: int) -> int:
+    """The narrowest of the widths that integers or indices have in Apple's formats and that holds `bits`."""
+    return next(wide for wide in WIDTHS if wide >= bits)
+
+
+def as_table(integers: Array, bits: int) -> tuple[Array, Array]:
+    """Integers of `bits` bits as indices, and the table of all such integers: exact, where a width has no integers."""
+    half = 2 ** (bits - 1)
+    table = np.arange(-half, half, dtype=np.int8).reshape([1] * integers.ndim + [-1])
+    return (integers.astype(np.int16) + half).astype(np.uint8), table
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The placeholders of what a weight is stored as, as in `StoredTensor`."""
+
+    values: "Node"
+    bits: int
+    scale: "Node | None" = None
+    table: "Node | None" = None
+    mask: "Node | None" = None
+
+    @property
+    def name(self) -> str:
+        """What the weight was called before it was stored so, as an identifier."""
+        return self.values.name.rpartition("_")[0].removeprefix("p_").removeprefix("b_").removeprefix("c_")
+
+    def stored(self, held: "dict[str, Tensor]") -> StoredTensor:
+        """The tensors themselves."""
+        scale, table, mask = (held[n.name].detach() if n else None for n in (self.scale, self.table, self.mask))
+        return StoredTensor(held[self.values.name].detach(), self.bits, scale, table, mask)
+
+
+def weights(graph: "Graph") -> "dict[Node, Parts]":
+    """The node that gives out a weight -> what it is made of. Operators inside of such a weight are left out."""
+    made = [node for node in graph.nodes if ops.is_weight(node)]
+    return {node: _parts(node) for node in made if not all(ops.is_weight(user) for user in node.users)}
+
+
+def _parts(node: "Node") -> Parts:
+    """`masked(dequantize(lookup(...)))`, any of them left out, from the outside in."""
+    dequantize, lookup, masked = ops.WEIGHTS
+    found: dict[str, Any] = {"bits": 32}
+    for operator, part in ((masked, "mask"), (dequantize, "scale"), (lookup, "table")):
+        if node.target is operator:
+            found[part] = node.args[1]
+            found["bits"] = found["bits"] if operator is masked else node.args[-1]
+            node = node.args[0]  # type: ignore[assignment]
+    return Parts(node, **found)
+
+
+def limit_scales(lifted: "Lifted", kept: "Collection[Node]" = ()) -> None:
+    """Before scales become float16: let no weight be infinite in it, and no scale 0. `kept` nodes stay in float32.
+
+    One weight of 1e6 makes a scale of 7874: a number of float16, of which 127 are infinite.
+    """
+    placeholders = {node.name: name for name, node in lifted.placeholders().items()}
+    for node in lifted.graph.nodes:
+        if node.target is not ops.WEIGHTS[0] or node in kept:
+            continue
+        integers, name = node.args[0], placeholders[node.args[1].name]
+        whole = integers if integers.target is not ops.WEIGHTS[1] else integers.args[1]  # a table of integers
+        held = {**lifted.constants, **lifted.state_dict}
+        top = float(held[placeholders[whole.name]].float().abs().max().clamp_min(1))
+        store = lifted.state_dict if name in lifted.state_dict else lifted.constants
+        limited = store[name].detach().clamp(2.0**-24, 65504 / top)
+        store[name] = torch.nn.Parameter(limited, False) if isinstance(store[name], torch.nn.Parameter) else limited
