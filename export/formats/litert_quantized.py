@@ -21,7 +21,7 @@ from handheld.export.recipe import SMALLEST, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
 
 if TYPE_CHECKING:
-    from torch.fx import Node
+    from torch.fx import GraphModule, Node
 
     from handheld.export.program import Program
 
@@ -60,11 +60,53 @@ def dense(program: "Program") -> "tuple[Program, list[Held]]":
                 q, scale, bits = found
                 held.append(Held(name, q.numpy(), scale.float().numpy(), bits, checksum(values.numpy())))
             graph.replace(node, graph.add_constant(node, values, _path(node)))
-    if not held and module.graph.find_nodes(op="call_function", target=ops.WEIGHTS[0]):
-        raise AssertionError("stored weights remain")
+    _drop_idle_pairs(module)
+    _fold_pads(module)
     graph.drop_unused_constants(module)
     module.recompile()
     return program.retraced(module), held
+
+
+def _drop_idle_pairs(module: "GraphModule") -> None:
+    """Take out pairs around values that a move leaves as they are, so that the converter sees, as it does in floats,
+    the padding before a convolution and the transposition after a transposition."""
+    from handheld.export.quantize import ops
+
+    quantize, dequantize = ops.ACTIVATIONS
+
+    def on_grid(node: "Node", how: tuple[Any, ...]) -> bool:
+        if node.target is dequantize:
+            return tuple(node.args[1:]) == how
+        if graph.operator(node) in _MOVES and not (graph.arguments(node).get("value") or 0.0):
+            return all(on_grid(before, how) for before in node.all_input_nodes)
+        return False
+
+    for node in module.graph.find_nodes(op="call_function", target=dequantize):
+        pair = node.args[0]
+        assert graph.is_node(pair)
+        if pair.target is quantize and on_grid(pair.args[0], tuple(node.args[1:])):  # type: ignore[arg-type]
+            graph.replace(node, pair.args[0])  # type: ignore[arg-type]
+
+
+def _fold_pads(module: "GraphModule") -> None:
+    """Let convolutions pad by themselves: behind a pair, the converter does not see to it."""
+    for node in graph.find(module, ["conv2d.default"]):
+        pad, given = node.args[0], graph.arguments(node)
+        if not graph.is_node(pad) or graph.operator(pad) not in ("pad.default", "constant_pad_nd.default"):
+            continue
+        how = graph.arguments(pad)
+        sides = list(how["pad"])
+        if len(sides) != 4 or sides[::2] != sides[1::2] or how.get("value") or how.get("mode", "constant") != "constant":
+            continue
+        padding = [there + more for there, more in zip(given["padding"], (sides[2], sides[0]), strict=True)]
+        if min(sides) >= 0 and isinstance(given["padding"], (list, tuple)):
+            arguments = {**given, "input": pad.args[0], "padding": padding}
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            node.args, node.kwargs = tuple(arguments[name] for name in names), {}
+    module.graph.eliminate_dead_code()
+
+
+_MOVES = (*graph.VIEWS, *graph.PERMUTES, "slice.Tensor", "pad.default", "constant_pad_nd.default", "cat.default")
 
 
 def _path(node: "Node") -> str:
@@ -241,7 +283,9 @@ def _rule(rule: Rule) -> Support:
     if not whole or not weights or weights.per == "block":
         how += f"; activations rounded to {activations.bits}-bit integers between operators that compute in floats"
         return Support(level="equivalent", how=how)
-    kernels = "XNNPACK's integer kernels" if activations.bits == 8 else "LiteRT's own integer kernels (XNNPACK has none)"
+    kernels = (
+        "XNNPACK's integer kernels" if activations.bits == 8 else "LiteRT's own integer kernels (XNNPACK has none)"
+    )
     how += f"; activations in {activations.bits}-bit integers, computed by {kernels}; inputs and outputs stay float32"
     return Support(level=level, how=how)
 
