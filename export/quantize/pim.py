@@ -116,9 +116,10 @@ _Geometry = tuple[list[int], list[int], list[int], int]
 def _layer(x: "Tensor", weight: "Tensor", geometry: _Geometry) -> "Tensor":
     stride, padding, dilation, groups = geometry
     if not stride:
-        return F.linear(x, weight)
-    conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
-    return conv(x, weight, None, stride, padding, dilation, groups)
+        return x @ weight.mT
+    convolutions: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
+    made: Tensor = convolutions[len(stride) - 1](x, weight, None, stride, padding, dilation, groups)
+    return made
 
 
 def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geometry, crossbar: Crossbar) -> "Tensor":
@@ -139,9 +140,9 @@ def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geomet
                 full = math.prod(cells.shape[1:]) * (2**crossbar.slice_bits - 1) * largest
                 exact = _layer(part.to(torch.float64), array.to(torch.float64), geometry)
                 read = _read(exact, full, crossbar, generator)
-                total = total + factor * 2**place * read
-    channels = weight.to(torch.float64).flatten(1).sum(1)
-    return total - (zero + offset) * channels.reshape([-1] + [1] * len(stride))
+                total = total + factor * (1 << place) * read
+    channels = weight.to(torch.float64).flatten(1).sum(1).reshape([-1] + [1] * len(stride))
+    return total - (zero + offset) * channels
 
 
 def _chunks(x: "Tensor", weight: "Tensor", geometry: _Geometry, rows: int) -> "Iterator[tuple[Tensor, Tensor]]":
@@ -149,7 +150,7 @@ def _chunks(x: "Tensor", weight: "Tensor", geometry: _Geometry, rows: int) -> "I
     stride, _, _, groups = geometry
     channels, axis = weight.shape[1], x.ndim - 1 - len(stride)
     count = max(1, rows // math.prod(weight.shape[2:]))
-    split = x.unflatten(axis, (groups, channels))
+    split = x.reshape(*x.shape[:axis], groups, channels, *x.shape[axis + 1 :])
     for start in range(0, channels, count):
         stop = min(start + count, channels)
         yield split.narrow(axis + 1, start, stop - start).flatten(axis, axis + 1), weight[:, start:stop]
@@ -178,7 +179,8 @@ def _read(exact: "Tensor", full: int, crossbar: Crossbar, generator: "torch.Gene
         level = level + crossbar.bow * torch.sin(math.pi * exact / full)
     if crossbar.noise:
         level = level + crossbar.noise * torch.randn(level.shape, generator=generator, dtype=level.dtype)
-    return level.round().clamp(-top if signed else 0, top) * step
+    read: Tensor = level.round().clamp(-top if signed else 0, top) * step
+    return read
 
 
 def simulated(quantized: "Program", crossbar: Crossbar) -> "Program":

@@ -77,15 +77,16 @@ def test_ranges_are_of_all_batches_however_they_are_cut(observer: Observer) -> N
 
 def test_sixteen_bits_are_not_clipped_by_rounding() -> None:
     seen = histogram(LONG_TAILED)
-    for observer in ("mse", "entropy"):
-        assert observers.clipped(*seen, Activations(bits=16, observer=observer)) == seen[1:]  # type: ignore[arg-type]
+    observers_of_rounding: tuple[Observer, ...] = ("mse", "entropy")
+    for observer in observers_of_rounding:
+        assert observers.clipped(*seen, Activations(bits=16, observer=observer)) == seen[1:]
 
 
 def good() -> tuple[Tensor, Tensor]:
     return torch.rand(1, 3, 12, 12), torch.tensor([3], dtype=torch.int32)
 
 
-BAD = {
+BAD: dict[str, list[tuple[Tensor, ...]]] = {
     "no calibration batches": [],
     "batch 0: expected 2 inputs, x=1x3x12x12:float32, step=1:int32; came 1": [good()[:1]],
     "batch 1: expected x=1x3x12x12:float32; came 1x3x8x8:float32": [good(), (torch.rand(1, 3, 8, 8), good()[1])],
@@ -142,7 +143,7 @@ def test_pictures_of_a_folder(tmp_path: Path) -> None:
 def test_arrays_by_name(tmp_path: Path) -> None:
     x, step = np.random.default_rng(0).random((4, 1, 3, 12, 12), np.float32), np.arange(4, dtype=np.int32)
     file = tmp_path / "c.npz"
-    np.savez(file, **{"input/x": x, "step": step})
+    np.savez(file, **{"input/x": x, "step": step})  # type: ignore[arg-type]
     found, _ = calibration.load(str(file), SPECS)
     assert [int(batch[1]) for batch in found] == [0, 1, 2, 3]
     assert torch.equal(found[3][0], torch.from_numpy(x[3]))
@@ -156,7 +157,7 @@ def test_arrays_by_name(tmp_path: Path) -> None:
         ({"x": x * 0 + 1, "step": step}, "sample 0 is constant: every value is 1"),
         ({"x": x[:0], "step": step[:0]}, "holds no calibration batches"),
     ):
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
         with pytest.raises(HandheldError, match=message):
             calibration.load(str(file), SPECS)
     file.write_bytes(b"PK\x03\x04 and so on")

@@ -59,7 +59,8 @@ def reference(x: np.ndarray, w: np.ndarray, zero: int, b: Crossbar, bits: int) -
                 step = max(1.0, cells.shape[1] * (2**b.slice_bits - 1) * largest / top)
                 read = np.clip(np.rint(piece @ array.T / step), -top if b.scheme == "native" else 0, top) * step
                 out += factor * 2 ** (b.slice_bits * place) * read
-    return out - (zero + 128) * w.sum(1)
+    made: np.ndarray = out - (zero + 128) * w.sum(1)
+    return made
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

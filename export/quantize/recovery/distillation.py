@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 What = Literal["biases", "scales", "weights"]
 Loss = Literal["mse", "kl"]
 
-RATES: dict[What, float] = {"biases": 1e-2, "scales": 1e-3, "weights": 2e-2}
+RATES: dict[What, float] = {"biases": 1e-3, "scales": 3e-4, "weights": 1e-2}
 """The largest learning rates, of Adam: parts of a bias's root mean square, parts of a scale, steps of an integer."""
 
 ACCUMULATED = 8
@@ -40,6 +40,9 @@ ACCUMULATED = 8
 
 HELD_BACK = 8
 """One batch of so many is not trained on, and says whether training helped."""
+
+MADE = "made_dense"
+"""What a constant that takes the place of a stored weight is called, with a number."""
 
 NORMS = ("layer_norm.default", "group_norm.default", "native_layer_norm.default", "native_group_norm.default")
 
@@ -88,7 +91,7 @@ def tuned(
             index = order.pop()
             error = measure(pupil.module(*batches[index]), expected[index]) / ACCUMULATED
             error.backward()  # type: ignore[no-untyped-call]
-            total += float(error)
+            total += float(error.detach())
         optimizer.step()
         schedule.step()
         progress(f"step {step} of {steps}: loss {total:.6f}")
@@ -172,7 +175,7 @@ class _Pupil:
         if all(before.op == "get_attr" for before in node.all_input_nodes):
             arguments = [_constant(given) if graph.is_node(given) else given for given in node.args]
             if node.target is not dequantize or not self._integers(node, wanted, train):
-                node.replace_all_uses_with(graph.add_constant(node, node.target(*arguments), "dense"))  # type: ignore[operator]
+                node.replace_all_uses_with(graph.add_constant(node, node.target(*arguments), MADE))  # type: ignore[operator]
         elif node.target is masked:
             node.target = _masked
         else:
@@ -185,7 +188,8 @@ class _Pupil:
         stored, width = _constant(values), _constant(scale)
         latent = grown = None
         top = int(stored.abs().max().clamp_min(1))
-        if "weights" in train and wanted is not None and node.args[2] is None:
+        own = not str(values.target).startswith(MADE) and node.args[2] is None  # else looked up in a table
+        if "weights" in train and wanted is not None and own:
             steps = stored + (wanted / ops.spread(width, stored.shape) - stored).clamp(-0.49, 0.49)
             latent = self._train(
                 values, "weights", steps, lambda given: given.round().clamp(-top, top).to(stored.dtype)
