@@ -140,9 +140,10 @@ def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geomet
                 full = math.prod(cells.shape[1:]) * (2**crossbar.slice_bits - 1) * largest
                 exact = _layer(part.to(torch.float64), array.to(torch.float64), geometry)
                 read = _read(exact, full, crossbar, generator)
-                total = total + factor * (1 << place) * read
+                total = total + read * (factor << place)
     channels = weight.to(torch.float64).flatten(1).sum(1).reshape([-1] + [1] * len(stride))
-    return total - (zero + offset) * channels
+    sums: Tensor = total - channels * (zero + offset)
+    return sums
 
 
 def _chunks(x: "Tensor", weight: "Tensor", geometry: _Geometry, rows: int) -> "Iterator[tuple[Tensor, Tensor]]":

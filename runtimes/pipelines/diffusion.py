@@ -34,19 +34,25 @@ Progress = Callable[[str, str], None]
 class Sampled:
     """What came of a run: the text's vectors, the latents before and after every step, and the decoders' values.
 
-    `outputs` are the denoiser's, step by step, after guidance.
+    `inputs` and `outputs` are the denoiser's, step by step; outputs after guidance.
     """
 
     text: Floats
     latents: tuple[Floats, ...]
     outputs: tuple[Floats, ...]
     pictures: Floats
+    inputs: tuple[dict[str, Array], ...] = ()
 
-    def arrays(self) -> dict[str, Floats]:
-        """All by name, for an `.npz`; the latents' numbers are those of the steps that they come after, 0 the noise."""
+    def arrays(self) -> dict[str, Array]:
+        """All by name, for an `.npz`; the latents' numbers are those of the steps that they come after, 0 the noise.
+
+        `input/NAME` has all steps' on its first axis: calibration data for the denoiser (`--calibrate`).
+        """
         steps = {f"latents/{index}": array for index, array in enumerate(self.latents)}
         given = {f"outputs/{index}": array for index, array in enumerate(self.outputs, 1)}
-        return {"text": self.text, **steps, **given, "pictures": self.pictures}
+        names = self.inputs[0] if self.inputs else ()
+        taken = {f"input/{name}": np.stack([step[name] for step in self.inputs]) for name in names}
+        return {"text": self.text, **steps, **given, **taken, "pictures": self.pictures}
 
 
 def sample(
@@ -64,12 +70,12 @@ def sample(
     """
     encoder = contract.graph("text")
     text = _run(encoder, open_graph, {"ids": ids}, progress)
-    latents, outputs = _denoise(contract, table, text, noise, guidance, open_graph, progress)
+    latents, outputs, inputs = _denoise(contract, table, text, noise, guidance, open_graph, progress)
     pictures = latents[-1]
     for graph in contract.graphs:
         if graph.role == "decode":
             pictures = _decode(graph, open_graph, pictures, progress)
-    return Sampled(text, tuple(latents), tuple(outputs), pictures)
+    return Sampled(text, tuple(latents), tuple(outputs), pictures, tuple(inputs))
 
 
 def _denoise(
@@ -80,11 +86,12 @@ def _denoise(
     guidance: float | None,
     open_graph: Open,
     progress: Progress,
-) -> tuple[list[Floats], list[Floats]]:
+) -> tuple[list[Floats], list[Floats], list[dict[str, Array]]]:
     graphs = contract.of("denoise")
     rows = contract.input("text")[0]
     latents: list[Floats] = [noise]
     outputs: list[Floats] = []
+    taken: list[dict[str, Array]] = []
     with ExitStack() as opened:
         parts: list[tuple[Graph, Runs]] = []
         for graph in graphs:
@@ -94,16 +101,17 @@ def _denoise(
         for number, timestep in enumerate(table.timesteps, 1):
             label = f"step {number} of {len(table.timesteps)}"
             progress(label, "started")
-            inputs = {
+            inputs: dict[str, Array] = {
                 "sample": latents[-1] if guidance is None else np.concatenate([latents[-1]] * 2),
                 "timestep": np.array([_place(graphs[0], timestep)], np.int32),
                 "text": text[-rows:],
             }
+            taken.append(inputs)
             output = _only(graphs[-1], _in_sequence(parts, inputs), label)
             outputs.append(output if guidance is None else guided(output, guidance))
             latents.append(table.step(latents, outputs))
             progress(label, "done")
-    return latents, outputs
+    return latents, outputs, taken
 
 
 def _in_sequence(parts: Sequence[tuple[Graph, Runs]], inputs: Mapping[str, Array]) -> Mapping[str, Array]:

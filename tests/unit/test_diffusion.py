@@ -13,6 +13,7 @@ from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.formats.base import Signature
 from handheld.export.manifest import Schedule as Fixed
+from handheld.export.quantize import calibration
 from handheld.models import pipelines, zoo
 from handheld.models.schedules import guided, noise, schedule
 from handheld.models.spec import TensorSpec
@@ -103,6 +104,18 @@ def test_both_passes_of_guidance_are_one_batch() -> None:
     assert np.array_equal(done.outputs[0], guided(first, 7.5))
     assert np.array_equal(done.latents[1], table.step([begin], [guided(first, 7.5)]))
     assert np.array_equal(graphs.named("sd15_decoder_tiny")[0]["latents"], done.latents[-1])
+
+
+def test_the_denoisers_inputs_at_every_step_calibrate_it(tmp_path: Path) -> None:
+    graphs, made, table = Graphs(), contract("sd15_tiny"), schedule("ddim", 3, "epsilon")
+    done = sample(made, table, IDS, noise(made.latents, 0), 7.5, graphs.open)
+    np.savez(tmp_path / "trace.npz", **done.arrays())  # type: ignore[arg-type]
+    specs = made.graph("denoise").signature.inputs
+    found, _ = calibration.load(str(tmp_path / "trace.npz"), specs)
+    calls = graphs.named("sd15_unet_tiny")
+    assert len(found) == len(calls) == 3
+    for batch, call in zip(found, calls, strict=True):
+        assert all(np.array_equal(given, call[spec.name]) for given, spec in zip(batch, specs, strict=True))
 
 
 def test_a_video_sees_the_prompt_alone_and_is_decoded_in_pieces() -> None:
