@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from handheld.errors import missing_extra
-from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats import apple_support
+from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.half import half
 from handheld.export.formats.lifted import Lifted, require_stateless
+from handheld.export.formats.stored import Stored
 from handheld.export.formats.unsupported import refused
 from handheld.export.formats.written_out import (
     exclusive_pools,
@@ -46,8 +48,9 @@ class CoreAIFormat(Format):
     memory_factor = 3.1
     memory_base_bytes = 450 << 20
 
-    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
+    def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`."""
+        apple_support.require(self, recipe, options)
         converter, decompositions = _converter()
         lifted = Lifted(program.exported)
         _return_each_once(lifted)
@@ -74,6 +77,16 @@ class CoreAIFormat(Format):
         from handheld.export.formats.coreai_asset import inspect
 
         return inspect(path)
+
+    def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002
+        """As `Format.quantized`."""
+        return apple_support.coreai(recipe)
+
+    def stored(self, path: Path) -> Stored:
+        """As `Format.stored`, from Apple's reader and the asset's own bytes."""
+        from handheld.export.formats.coreai_stored import stored
+
+        return stored(path)
 
 
 def _converter() -> tuple[Any, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from handheld.errors import HandheldError, missing_extra
+from handheld.export.formats import apple_support
 from handheld.export.formats.angles import HalfOperations
-from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted, require_stateless
 from handheld.export.formats.stored import Stored
@@ -70,9 +71,10 @@ class CoreMLFormat(Format):
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""
+        apple_support.require(self, recipe, options)
         graph, casts = self.graph(program, options)
         self._watched(graph)
-        _fuse_weights(graph)
+        _fuse_weights(graph, recipe)
         try:
             package = _packaged(graph, program, recipe, destination, options)
         except Exception as error:
@@ -93,6 +95,10 @@ class CoreMLFormat(Format):
         from handheld.export.formats.coreml_package import inspect
 
         return inspect(path)
+
+    def quantized(self, recipe: Recipe, options: Options) -> Support:
+        """As `Format.quantized`."""
+        return apple_support.coreml(recipe, options.deployment_target)
 
     def stored(self, path: Path) -> Stored:
         """As `Format.stored`, from the package's own bytes."""
@@ -253,10 +259,13 @@ def _has(node: "Node") -> bool:
     return sanitize_op_kind(kind) in _TORCH_OPS_REGISTRY.name_to_func_mapping
 
 
-def _fuse_weights(exported: "ExportedProgram") -> None:
+def _fuse_weights(exported: "ExportedProgram", recipe: Recipe) -> None:
     from handheld.export.formats.coreml_quantized import fuse
+    from handheld.export.formats.quantized_weights import limit
 
     _coremltools()
+    if recipe.floats == "float16":
+        limit(exported, exported.graph_signature)
     fuse(exported)
 
 

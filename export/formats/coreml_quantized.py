@@ -1,8 +1,8 @@
 """Quantized weights as Core ML's constant expressions (`constexpr_*`), those of iOS 16 and those of iOS 18.
 
-iOS 16 has integers of 8 bits with a scale per channel, one table per tensor, and zeros left out; each of them alone. iOS
-18 has them together, integers of 4 bits, blocks, and tables per group of channels. coremltools looks operators up in a
-registry, by name: ours stands there under a name that nothing else has.
+iOS 16 has integers of 8 bits with a scale per channel, one table per tensor, and zeros left out; each of them alone.
+iOS 18 has them together, integers of 4 bits, blocks, and tables per group of channels. coremltools looks operators up
+in a registry, by name: ours stands there under a name that nothing else has.
 """
 
 from functools import cache
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from handheld.errors import HandheldError
+from handheld.export.formats.apple_support import WIDTHS
 from handheld.export.formats.packing import packed
-from handheld.export.formats.quantized_weights import as_table, weights, width
+from handheld.export.formats.quantized_weights import as_table, weights
 from handheld.export.quantize.weights import StoredTensor
 
 if TYPE_CHECKING:
@@ -68,26 +69,49 @@ def _written(name: str, values: Array, bits: Any, scale: Array | None, table: Ar
 
 
 def _newer(name: str, values: Array, bits: int, scale: Array | None, table: Array | None, mask: Array | None) -> Any:
-    """iOS 18: a table, then a scale, then zeros, any of them left out."""
+    """iOS 18: a table that was scaled, or scaled integers, or floats, with zeros left out or not."""
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 as all do
 
     if table is None and scale is not None:
-        bits = width(bits)
+        bits = _width(bits, values.size, scale.size)
         if bits not in INTEGERS:
             values, table = as_table(values, bits)
     if values.dtype.kind != "f":
         values = values.astype(_narrow(bits, signed=table is None))
-    table = None if table is None else table[..., None]
+    lut = None if table is None else _scaled_table(table, scale)
     if mask is None:
-        named = {} if scale is not None else {"name": name}
-        made = values if table is None else mb.constexpr_lut_to_dense(indices=values, lut=table, **named)
-        return made if scale is None else mb.constexpr_blockwise_shift_scale(data=made, scale=scale, name=name)
+        if lut is not None:
+            return mb.constexpr_lut_to_dense(indices=values, lut=lut, name=name)
+        return mb.constexpr_blockwise_shift_scale(data=values, scale=scale, name=name)
     places, made = mask.astype(_narrow(1, signed=False)), values[mask]
-    if table is not None:
-        places, made = mb.constexpr_lut_to_sparse(indices_mask=places, indices_nonzero_data=made, lut=table)
-    if scale is not None:
+    if lut is not None:
+        places, made = mb.constexpr_lut_to_sparse(indices_mask=places, indices_nonzero_data=made, lut=lut)
+    elif scale is not None:
         places, made = mb.constexpr_sparse_blockwise_shift_scale(data_mask=places, nonzero_data=made, scale=scale)
     return mb.constexpr_sparse_to_dense(nonzero_data=made, mask=places, name=name)
+
+
+def _width(bits: int, elements: int, scales: int) -> int:
+    """The width that takes least room: as integers, or as indices into a table for each scale."""
+
+    def size(wide: int) -> int:
+        return elements * wide // 8 + (0 if wide in INTEGERS else scales * 2**wide)
+
+    return min((wide for wide in WIDTHS if wide >= bits), key=size)
+
+
+def _scaled_table(table: Array, scale: Array | None) -> Any:
+    """A table of vectors of one element, scaled before it is looked up in.
+
+    The other order is wrong before iOS 26: coremltools' pass `canonicalize_quantized_lut_pattern` turns it round.
+    """
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 as all do
+
+    if scale is None:
+        return table[..., None]
+    counts = [max(pair) for pair in zip(scale.shape, table.shape, strict=False)]
+    whole = np.ascontiguousarray(np.broadcast_to(table, [*counts, table.shape[-1]]))
+    return mb.constexpr_blockwise_shift_scale(data=whole[..., None], scale=scale[..., None, None])
 
 
 def _narrow(bits: int, *, signed: bool) -> Any:

@@ -63,9 +63,7 @@ class _Reader:
             case "lut_to_dense" | "lut_to_sparse" as kind:
                 sparse = kind == "lut_to_sparse"
                 found = self._sparse(op, "indices_mask", "indices_nonzero_data") if sparse else self._indices(op)
-                table = self._given(op, "lut")
-                entries = table.values.reshape(*[1] * found.values.ndim, -1) if self._shape(op) else table.values[..., 0]
-                found = replace(found, scheme="table", table=entries, size_bytes=found.size_bytes + table.size_bytes)
+                found = _looked_up(found, self._given(op, "lut"), packed=self._shape(op) is not None)
             case "sparse_to_dense":
                 found = self._sparse(op, "mask", "nonzero_data")
             case kind:
@@ -133,6 +131,14 @@ def _scaled(
         offset = None if offset is None else offset.reshape(shape if offset.size > 1 else [1] * len(shape))
         scale = replace(scale, values=scale.values.reshape(shape if scale.values.size > 1 else [1] * len(shape)))
     return replace(found, scale=scale.values, zero_point=offset, size_bytes=size)
+
+
+def _looked_up(found: StoredWeight, table: StoredWeight, *, packed: bool) -> StoredWeight:
+    """With a table: one (iOS 16), or one for each block, of vectors of one element, scaled or not."""
+    entries = table.values.reshape(*[1] * found.values.ndim, -1) if packed else table.values[..., 0]
+    scale = None if table.scale is None else table.scale[..., 0, 0]
+    size = found.size_bytes + table.size_bytes
+    return replace(found, scheme="table", table=entries, scale=scale, size_bytes=size)
 
 
 def _decoded(data: Any, kind: str, bits: int, count: int) -> Array:

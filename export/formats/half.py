@@ -26,14 +26,14 @@ def half(exported: "ExportedProgram", decompositions: Any) -> "ExportedProgram":
     """
     import torch
 
-    from handheld.export.formats.quantized_weights import limit_scales
+    from handheld.export.formats.quantized_weights import limit
     from handheld.export.quantize import ops
 
     lifted = Lifted(exported)
     half_dtype, full = torch.float16, torch.float32
     convert = torch.ops.aten._to_copy.default
     kept = angles.of_graph(lifted.graph)
-    limit_scales(lifted, kept)
+    limit(lifted, lifted.signature, kept)
     for name, placeholder in lifted.placeholders().items():
         store = lifted.state_dict if name in lifted.state_dict else lifted.constants
         if store[name].dtype == full and placeholder not in kept:

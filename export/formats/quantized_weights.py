@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from handheld.export.formats.apple_support import WIDTHS
+from handheld.export.formats.half import LARGEST, SMALLEST
 from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
+    from torch.export.graph_signature import ExportGraphSignature
     from torch.fx import Graph, Node
 
     from handheld.export.formats.lifted import Lifted
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-WIDTHS = (1, 2, 3, 4, 6, 8)
-"""Bits of indices into tables."""
 
 
 def constants(exported: "ExportedProgram") -> "dict[str, Tensor]":
@@ -81,19 +81,28 @@ def _parts(node: "Node") -> Parts:
     return Parts(node, **found)
 
 
-def limit_scales(lifted: "Lifted", kept: "Collection[Node]" = ()) -> None:
-    """Before scales become float16: let no weight be infinite in it, and no scale 0. `kept` nodes stay in float32.
+def limit(
+    program: "Lifted | ExportedProgram", signature: "ExportGraphSignature", kept: "Collection[Node]" = ()
+) -> None:
+    """Before floats become float16: let no weight be infinite in it, and no scale 0. `kept` nodes stay in float32.
 
-    One weight of 1e6 makes a scale of 7874: a number of float16, of which 127 are infinite.
+    One weight of 1e6 makes a scale of 7874: a number of float16, 127 of which are infinite.
     """
-    placeholders = {node.name: name for name, node in lifted.placeholders().items()}
-    for node in lifted.graph.nodes:
-        if node.target is not ops.WEIGHTS[0] or node in kept:
-            continue
-        integers, name = node.args[0], placeholders[node.args[1].name]
-        whole = integers if integers.target is not ops.WEIGHTS[1] else integers.args[1]  # a table of integers
-        held = {**lifted.constants, **lifted.state_dict}
-        top = float(held[placeholders[whole.name]].float().abs().max().clamp_min(1))
-        store = lifted.state_dict if name in lifted.state_dict else lifted.constants
-        limited = store[name].detach().clamp(2.0**-24, 65504 / top)
+    held = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target is not None}
+
+    def change(node: "Node", lowest: float, highest: float) -> None:
+        name = held[node.name]
+        store = program.state_dict if name in program.state_dict else program.constants
+        limited = store[name].detach().clamp(lowest, highest)
         store[name] = torch.nn.Parameter(limited, False) if isinstance(store[name], torch.nn.Parameter) else limited
+
+    tensors = {**program.constants, **program.state_dict}
+    for node, parts in weights(program.graph).items():
+        if node in kept:
+            continue
+        source = parts.table or parts.values
+        if parts.scale is None:
+            change(source, -LARGEST, LARGEST)
+        else:
+            top = float(tensors[held[source.name]].abs().max().clamp_min(1))
+            change(parts.scale, SMALLEST, LARGEST / top)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from handheld.record import Record
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -47,6 +49,18 @@ class StoredWeight:
         return 8 * self.size_bytes / max(1, self.values.size)
 
 
+class StoredLayer(Record):
+    """One weight of a file in figures. `bits_per_weight` is all that the file holds for it, over its elements."""
+
+    name: str
+    scheme: Literal["float", "integer", "table"]
+    bits: int
+    elements: int
+    bits_per_weight: float
+    zeros: float
+    """The part of the elements that are 0."""
+
+
 @dataclass(frozen=True)
 class StoredActivation:
     """One quantized value between operators: real = (integer - zero_point) * scale."""
@@ -70,6 +84,21 @@ def scattered(elements: StoredWeight, mask: Array, mask_bytes: int) -> StoredWei
     values = np.zeros(mask.shape, elements.values.dtype)
     values[mask.astype(bool)] = elements.values
     return replace(elements, values=values, mask=mask, size_bytes=elements.size_bytes + mask_bytes)
+
+
+def in_figures(stored: Stored) -> tuple[StoredLayer, ...]:
+    """The weights of a file in figures."""
+    return tuple(
+        StoredLayer(
+            name=weight.name,
+            scheme=weight.scheme,
+            bits=weight.bits,
+            elements=weight.values.size,
+            bits_per_weight=round(weight.bits_per_weight, 3),
+            zeros=round(1 - float(np.count_nonzero(weight.dense())) / max(1, weight.values.size), 4),
+        )
+        for weight in stored.weights
+    )
 
 
 def spread(blocks: Array, shape: tuple[int, ...]) -> Array:

@@ -1,0 +1,141 @@
+"""What Core ML and Core AI make of each kind of rule. Read without importing a converter."""
+
+from collections.abc import Callable, Iterable
+
+from handheld.errors import HandheldError
+from handheld.export.formats.base import Format, Options, Support
+from handheld.export.recipe import Recipe, Rule, Weights
+
+WIDTHS = (1, 2, 3, 4, 6, 8)
+"""Bits of indices into tables that both have (before iOS 18, not 3)."""
+ORDER = ("native", "equivalent", "impossible")
+NEWER = "type --deployment-target iOS18"
+
+
+def coreai(recipe: Recipe) -> Support:
+    """What Core AI makes of a recipe."""
+    return _of(recipe, lambda rule: [*_activations("Core AI", rule), *_coreai(rule.weights)])
+
+
+def coreml(recipe: Recipe, target: str) -> Support:
+    """What Core ML makes of a recipe for a deployment target."""
+    if target == "iOS15":
+        return Support(level="impossible", how=f"iOS 15 has no compressed weights: {NEWER}", nearest="fp16")
+    weights = _coreml18 if target == "iOS18" else _coreml16
+
+    def rule_support(rule: Rule) -> Iterable[Support]:
+        if rule.activations and target == "iOS16":
+            how = "activations in integers need iOS 17: type --deployment-target iOS17"
+            return [_impossible(how, "w8")]
+        return [*_activations("Core ML", rule), *weights(rule.weights)]
+
+    return _of(recipe, rule_support)
+
+
+def require(format: Format, recipe: Recipe, options: Options) -> None:
+    """Raise `HandheldError` if a format cannot hold what a quantizing recipe says."""
+    found = format.support(recipe, options)
+    if recipe.quantizes and found.level == "impossible":
+        nearest = f"Take the recipe {found.nearest}." if found.nearest else None
+        raise HandheldError(f"{format.title} cannot hold the recipe {recipe.name}: {found.how}.", hint=nearest)
+
+
+def _of(recipe: Recipe, of_rule: Callable[[Rule], Iterable[Support]]) -> Support:
+    """The worst of all rules."""
+    found = [support for rule in recipe.rules for support in of_rule(rule)]
+    level = max((support.level for support in found), key=ORDER.index)
+    said = dict.fromkeys(support.how for support in found if support.level == level)
+    how = "; ".join(said)
+    if level != "impossible" and recipe.floats == "float16":
+        how += "; scales, tables and floats in float16"
+    return Support(level=level, how=how, nearest=next((support.nearest for support in found if support.nearest), None))
+
+
+def _native(how: str) -> list[Support]:
+    return [Support(level="native", how=how)]
+
+
+def _equivalent(how: str) -> list[Support]:
+    return [Support(level="equivalent", how=how)]
+
+
+def _impossible(how: str, nearest: str) -> Support:
+    return Support(level="impossible", how=how, nearest=nearest)
+
+
+def _activations(title: str, rule: Rule) -> list[Support]:
+    if rule.activations is None:
+        return []
+    if rule.activations.bits == 16:
+        return [_impossible(f"{title} has no 16-bit integers between operators", "w8")]
+    return _native("activations in 8-bit integers")
+
+
+def _coreai(weights: Weights | None) -> list[Support]:
+    if weights is None:
+        return []
+    zeros = "a bit mask of zeros, and " if weights.sparsity else ""
+    if weights.scheme == "float":
+        return _native("a bit mask of zeros, and the floats that are left")
+    if weights.scheme == "table":
+        values = ", its values in 8-bit integers" if weights.table_bits else ""
+        return _native(f"{zeros}{weights.bits}-bit indices into a table{values}")
+    bits = weights.bits + (weights.scheme == "levels")
+    width = next(wide for wide in WIDTHS if wide >= bits)
+    if width in (2, 4, 8) and not (zeros and width < 8):
+        how = f"{zeros}{width}-bit integers"
+    else:
+        how = f"{zeros}{width}-bit indices into a table of all {width}-bit integers"
+    exact = width == bits and (weights.scheme == "levels" or "table" not in how)
+    return _native(how) if exact else _equivalent(how)
+
+
+def _coreml18(weights: Weights | None) -> list[Support]:
+    if weights is None:
+        return []
+    zeros = "a bit mask of zeros, and " if weights.sparsity else ""
+    if weights.scheme == "float":
+        return _native("a bit mask of zeros, and the floats that are left")
+    if weights.scheme == "table":
+        values = ", its values in 8-bit integers" if weights.table_bits else ""
+        return _native(f"{zeros}{weights.bits}-bit indices into a table{values}")
+    bits = weights.bits + (weights.scheme == "levels")
+    width = next(wide for wide in WIDTHS if wide >= bits)
+    if width in (4, 8):
+        how = f"{zeros}{width}-bit integers"
+    else:
+        wider = 4 if width < 4 else 8
+        how = f"{zeros}{width}-bit indices into a table of integers for each scale; {wider}-bit integers where smaller"
+    exact = width == bits and (weights.scheme == "levels" or width in (4, 8))
+    return _native(how) if exact else _equivalent(how)
+
+
+def _coreml16(weights: Weights | None) -> list[Support]:
+    """iOS 16 and 17: integers of 8 bits per channel, one table per tensor, zeros left out; one of them at a time."""
+    if weights is None:
+        return []
+    if weights.scheme == "float":
+        return _native("a bit mask of zeros, and the floats that are left")
+    if weights.scheme == "table":
+        return _coreml16_table(weights)
+    if weights.per == "block":
+        return [_impossible(f"a scale per block needs iOS 18: {NEWER}", f"w{weights.bits}c")]
+    if weights.sparsity:
+        return _equivalent(f"8-bit integers, zeros among them; for zeros left out, {NEWER}")
+    bits = weights.bits + (weights.scheme == "levels")
+    if bits < 8:
+        return _equivalent(f"8-bit integers that use {bits} bits; for fewer, {NEWER}")
+    return _native("8-bit integers")
+
+
+def _coreml16_table(weights: Weights) -> list[Support]:
+    if weights.per != "tensor":
+        return [_impossible(f"more than one table per tensor needs iOS 18: {NEWER}", f"lut{weights.bits}")]
+    entries = 2**weights.bits + bool(weights.sparsity)
+    if entries > 256:
+        return [_impossible(f"a sparse table of 256 values needs iOS 18: {NEWER}", "lut8")]
+    width = next(wide for wide in WIDTHS if wide != 3 and 2**wide >= entries)
+    values = "floats" if not weights.sparsity else "floats, 0 among them"
+    if width == weights.bits and not weights.table_bits:
+        return _native(f"{width}-bit indices into a table")
+    return _equivalent(f"{width}-bit indices into a table of {values}; for what the recipe says, {NEWER}")
