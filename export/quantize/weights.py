@@ -4,7 +4,8 @@ A weight is seen as a matrix: axis 0 the output channels, axis 1 all else, input
 convolutions and linear layers). What is stored has the weight's own order of axes.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch
 from handheld.errors import HandheldError
 from handheld.export.quantize import ops
 from handheld.export.quantize.kmeans import kmeans
+from handheld.export.quantize.packing import packed_bytes
 from handheld.export.recipe import Sparsity, Weights
 
 if TYPE_CHECKING:
@@ -76,6 +78,24 @@ def store(weight: "Tensor", how: Weights, channel_axis: int = 0, name: str = "a 
         return StoredTensor(q, how.bits + 1, scale, mask=mask)
     scale, q = integers(weight, how.bits, blocks)
     return StoredTensor(q, how.bits, scale, mask=mask)
+
+
+def stored_bytes(shape: Sequence[int], how: Weights, channel_axis: int = 0) -> int:
+    """What `store` makes of a weight of that shape, in bytes: values in their bits (levels packed as a packed file
+    does), scales and tables in float32, of a sparse weight a bit for each element and what is not 0."""
+    size = torch.Size(shape)
+    count = kept = size.numel()
+    held = 0.0
+    if how.sparsity:
+        kept = round(count * (1 - (how.sparsity.n or 0) / how.sparsity.m if how.sparsity.m else 1 - how.sparsity.part))
+        held = count / 8
+    blocks = torch.Size(_blocks(size, how, channel_axis)).numel()
+    if how.scheme == "float":
+        return math.ceil(held + 4 * kept)
+    if how.scheme == "levels":
+        return math.ceil(held) + packed_bytes(kept, 2**how.bits + 1) + 4 * blocks
+    extra = blocks * 2**how.bits * (1 if how.table_bits else 4) if how.scheme == "table" else 4 * blocks
+    return math.ceil(held + kept * how.bits / 8) + extra + (4 if how.table_bits else 0)
 
 
 def integers(weight: "Tensor", bits: int, blocks: tuple[int, ...]) -> "tuple[Tensor, Tensor]":
