@@ -10,6 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def _packing() -> None:
     for base in BASES:
         symbols = np.random.default_rng(0).integers(0, base, math.prod(WEIGHTS), dtype=np.uint8)
         packed = packing.pack(symbols, base)
-        pack = min(_seconds(lambda s=symbols, b=base: packing.pack(s, b)) for _ in range(3))
-        unpack = min(_seconds(lambda p=packed, b=base, n=symbols.size: packing.unpack(p, b, n)) for _ in range(3))
+        pack = min(_seconds(partial(packing.pack, symbols, base)) for _ in range(3))
+        unpack = min(_seconds(partial(packing.unpack, packed, base, symbols.size)) for _ in range(3))
         bits, limit = 8 * packed.size / symbols.size, math.log2(base)
         speeds = [f"{symbols.nbytes / seconds / 1e6:.0f}" for seconds in (pack, unpack)]
         rows.append([str(base), f"{bits:.3f}", f"{100 * (bits / limit - 1):.1f}", *speeds])

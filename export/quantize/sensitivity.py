@@ -121,7 +121,7 @@ class Meter:
     @property
     def other_elements(self) -> int:
         """Of all constants that are no unit's."""
-        constants = [*self._module.parameters(), *self._module.buffers()]
+        constants: list[Tensor] = [*self._module.parameters(), *self._module.buffers()]
         return sum(t.numel() for t in constants) - sum(t.numel() for t in self._floats.values())
 
     def _run(self, batch: "Sequence[Tensor]") -> "list[Tensor]":
