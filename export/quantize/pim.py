@@ -109,6 +109,32 @@ def _(x, weight, scale, bias, x_scale, x_zero, bits, stride, padding, dilation, 
 PIM: Any = torch.ops.handheld.pim.default
 """The operator as it stands in a graph."""
 
+
+def trainable(
+    x: "Tensor",
+    weight: "Tensor",
+    scale: "Tensor",
+    bias: "Tensor | None",
+    x_scale: float,
+    x_zero: int,
+    bits: int,
+    *rest: Any,
+) -> "Tensor":
+    """What the operator gives, with gradients: the plain layer's, times √(Var[on the crossbar] / Var[plain]).
+
+    `x` and `weight` are floats: the values that integers stand for, and integers. PIM-QAT's backward pass.
+    """
+    stride, padding, dilation, groups = rest[:4]
+    plain = _layer(x, weight * ops.spread(scale, weight.shape), (stride, padding, dilation, groups))
+    with torch.no_grad():
+        integers = ((x / x_scale).round() + x_zero).to(torch.int8)
+        read = PIM(integers, weight.round().to(torch.int8), scale, None, x_scale, x_zero, bits, *rest)
+        spread = (read.var() / plain.var().clamp_min(1e-12)).sqrt()
+    passed = plain * spread
+    found: Tensor = passed + (read - passed).detach()
+    return found if bias is None else found + bias.reshape([-1] + [1] * len(stride))
+
+
 _Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation and groups; the stride of a linear layer is empty."""
 

@@ -15,6 +15,7 @@ from handheld.export.quantize import apply, ops
 from handheld.export.quantize.pim import Crossbar, simulated
 from handheld.export.quantize.recovery import distillation, rounding
 from handheld.export.quantize.recovery.distillation import tuned
+from handheld.export.quantize.recovery.pupil import Pupil, What
 from handheld.export.quantize.recovery.sites import in_step, sites
 from handheld.export.quantize.recovery.statistics import matched
 from handheld.export.recipe import named
@@ -164,7 +165,7 @@ def test_means_are_those_of_the_float_program(prepared: Program) -> None:
 @pytest.mark.parametrize("recipe", [*RECIPES, "w8a16"])
 def test_what_is_trained_starts_as_the_quantized_program(prepared: Program, recipe: str) -> None:
     quantized = apply.quantize(prepared, named(recipe), CALIBRATION)
-    pupil = distillation._Pupil(prepared, quantized, ("biases", "scales", "weights"))
+    pupil = Pupil(prepared, quantized, ("biases", "scales", "weights"))
     for batch in batches(3, seed=4):
         with torch.no_grad():
             torch.testing.assert_close(pupil.module(*batch)[0], quantized.run(batch)[0], rtol=1e-6, atol=1e-6)
@@ -178,9 +179,7 @@ def test_what_is_trained_starts_as_the_quantized_program(prepared: Program, reci
     ("recipe", "train"),
     [("w4c", ("biases",)), ("lut3", ("biases",)), ("w4c", ("biases", "scales", "weights")), ("w8a8", ("weights",))],
 )
-def test_training_pays_and_gives_what_was_trained(
-    prepared: Program, recipe: str, train: tuple[distillation.What, ...]
-) -> None:
+def test_training_pays_and_gives_what_was_trained(prepared: Program, recipe: str, train: tuple[What, ...]) -> None:
     quantized = apply.quantize(prepared, named(recipe), CALIBRATION)
     told: list[str] = []
     found = tuned(prepared, quantized, CALIBRATION, train=train, steps=12, progress=told.append)
