@@ -16,6 +16,8 @@ from handheld.benchmarks.latency.bench import BenchReport
 from handheld.benchmarks.latency.measurement import Measurement
 from handheld.benchmarks.report.summary import ReportSummary
 from handheld.export.manifest import Golden, Manifest
+from handheld.export.quantize.packed import PackedHeader
+from handheld.export.quantize.sensitivity import Sensitivity
 from handheld.export.recipe import Recipe
 from handheld.runtimes.job import Job, Result
 from handheld.runtimes.pipelines.contract import Contract
@@ -29,9 +31,11 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "job": Job,
     "manifest": Manifest,
     "measurement": Measurement,
+    "packed": PackedHeader,
     "recipe": Recipe,
     "report": ReportSummary,
     "result": Result,
+    "sensitivity": Sensitivity,
 }
 """Name of the record (its schema lies in `NAME.schema.json`) -> its model."""
 
