@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.stored import StoredLayer, in_figures
 from handheld.export.manifest import PROGRAM, PROGRAM_RECORD, Boundary, ProgramRecord, Schedule, Stage, Work
 from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
 from handheld.export.recipe import Recipe
@@ -78,6 +79,8 @@ class InspectRequest(Record):
     task: Literal["inspect"] = "inspect"
     path: Path
     format: str
+    layers: bool = False
+    """Read every weight too."""
 
 
 Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | QuantizeRequest | InspectRequest
@@ -108,6 +111,7 @@ class Reply(Record):
     parts: tuple[ProgramRecord, ...] = ()
     converted: Converted | None = None
     inspection: Inspection | None = None
+    layers: tuple[StoredLayer, ...] = ()
 
 
 def work_since(start: float) -> Work:
@@ -198,7 +202,9 @@ def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:
 
 def inspect(request: InspectRequest, folder: Path, start: float) -> Reply:  # noqa: ARG001 one shape for all tasks
     """Only read."""
-    return Reply(inspection=_format(request.format).inspect(request.path))
+    target = _format(request.format)
+    layers = in_figures(target.stored(request.path)) if request.layers else ()
+    return Reply(inspection=target.inspect(request.path), layers=layers)
 
 
 def _format(name: str) -> Format:

@@ -6,6 +6,7 @@ from handheld.errors import HandheldError
 from handheld.export import child, files, formats
 from handheld.export.cache import Cache
 from handheld.export.formats.base import Inspection, Signature
+from handheld.export.formats.stored import StoredLayer
 from handheld.export.manifest import MANIFEST, Manifest
 from handheld.export.process import Children
 from handheld.record import Record
@@ -23,6 +24,8 @@ class Shown(Record):
     inspection: Inspection
     manifest: Manifest | None = None
     altered: bool = False
+    layers: tuple[StoredLayer, ...] = ()
+    """The weights that the file itself holds, if asked for."""
 
     @property
     def signature(self) -> Signature:
@@ -32,15 +35,18 @@ class Shown(Record):
         return Signature(inputs=self.inspection.inputs, outputs=self.inspection.outputs)
 
 
-def show(artifact: Path) -> Shown:
-    """Look at a converted file, or at its folder with a manifest, without running it.
+def show(artifact: Path, *, layers: bool = False) -> Shown:
+    """Look at a converted file, or at its folder with a manifest, without running it; with `layers`, at each weight.
 
     Raises `HandheldError` if there is no such file, it is of no known format, or it is not whole.
     """
     path, manifest = _locate(artifact)
     format_name = manifest.format if manifest else formats.of_path(path).name
     altered = manifest is not None and files.sha256_of(path) != manifest.sha256
-    inspection = manifest.inspection if manifest and not altered else inspect(path, format_name)
+    known = manifest.inspection if manifest and not altered else None
+    reply = inspect(path, format_name, layers=layers) if layers or not known else child.Reply()
+    inspection = known or reply.inspection
+    assert inspection
     return Shown(
         path=path,
         format=format_name,
@@ -48,6 +54,7 @@ def show(artifact: Path) -> Shown:
         inspection=inspection,
         manifest=manifest,
         altered=altered,
+        layers=reply.layers,
     )
 
 
@@ -67,10 +74,11 @@ def _locate(artifact: Path) -> tuple[Path, Manifest | None]:
     return artifact, None
 
 
-def inspect(path: Path, format_name: str, *, timeout: float = 300) -> Inspection:
+def inspect(path: Path, format_name: str, *, layers: bool = False, timeout: float = 300) -> child.Reply:
     """Read the file in a child process: vendors' readers are slow to import, and may crash on a damaged file."""
     with Cache().workspace() as work:
-        files.write_record(work / child.REQUEST, child.InspectRequest(path=path.resolve(), format=format_name))
+        task = child.InspectRequest(path=path.resolve(), format=format_name, layers=layers)
+        files.write_record(work / child.REQUEST, task)
         ended = Children().run("handheld.export.child", [str(work)], log=work / "inspect.log", timeout=timeout)
         if not (work / child.REPLY).is_file():
             raise HandheldError(f"{path} could not be read: {ended.describe()}")
@@ -78,4 +86,4 @@ def inspect(path: Path, format_name: str, *, timeout: float = 300) -> Inspection
     if reply.inspection is None:
         failed = reply.failed or child.Failed(message="no reason was given")
         raise HandheldError(failed.message, hint=failed.hint)
-    return reply.inspection
+    return reply

@@ -129,7 +129,7 @@ def _caught(found: ArtifactFolder, altered: Path, golden: GoldenData) -> tuple[s
     parity = compare(
         ((str(index), golden.outputs(index), output) for index, output in enumerate(outputs)), classifier=False
     )
-    missed = misses(parity, tolerance(manifest.recipe.floats))
+    missed = misses(parity, tolerance(manifest.recipe))
     return f"{parity.psnr_db:.0f} dB" if missed else None, parity.worst_case
 
 

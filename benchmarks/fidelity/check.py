@@ -20,7 +20,7 @@ from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.fidelity import bisect as bisecting
 from handheld.benchmarks.fidelity import crosscheck, explain, surgery
-from handheld.benchmarks.fidelity.compare import compare
+from handheld.benchmarks.fidelity.compare import Parity, compare
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
 from handheld.benchmarks.fidelity.runs import Part, Ran, Reference, execute, save_worst, triples
 from handheld.benchmarks.fidelity.sequence import check_sequences
@@ -71,7 +71,9 @@ def check(
 
     wanted = [formats.get(name).name for name in require]
     chosen = [targets.get(name) for name in on]
-    models = [list(group) for _, group in groupby(find(folder, only), key=lambda found: found.folder.parent)]
+    # Artifacts of one reference are compared with it and with each other: the model, or its form quantized by a recipe.
+    found = sorted(find(folder, only), key=_reference_folder)
+    models = [list(group) for _, group in groupby(found, key=_reference_folder)]
     cells: list[CheckCell] = []
     odd: list[OddOneOut] = []
     with tempfile.TemporaryDirectory(prefix="handheld-check-") as place, _side_by_side() as (pool, stopped):
@@ -79,7 +81,7 @@ def check(
         started: list[tuple[Path, Reference, list[Future[Ran]]]] = []
         share = max(1, threads // min(AT_A_TIME, len(chosen) * sum(map(len, models))))
         for number, (target, model) in enumerate((target, model) for target in chosen for model in models):
-            reference = Reference(model[0].folder.parent)
+            reference = Reference(_reference_folder(model[0]))
             work = Path(place) / str(number)
             todo = [
                 _Cell(found, reference, target, work / str(index), share, timeout, bisect, progress, gate, stopped)
@@ -104,6 +106,11 @@ def check(
     )
     files.write_record(folder / CHECK, report)
     return report
+
+
+def _reference_folder(found: ArtifactFolder) -> Path:
+    """Where the golden data of an artifact lies."""
+    return found.folder.parent / (found.manifest.reference if found.manifest else "")
 
 
 @contextmanager
@@ -176,7 +183,7 @@ class _Cell:
         if reason := runtimes.why_not(manifest.format):
             update = {"status": "not run", "reason": reason, "runtime": runtime.name}
             return Ran(found, cell.model_copy(update=update))
-        allowed = tolerance(manifest.recipe.floats)
+        allowed = tolerance(manifest.recipe)
         altered = files.sha256_of(found.artifact) != manifest.sha256
         parts = self._execute(golden, AT_A_TIME if runtime.one_thread else 1)
         result = next((part.result for part in parts if part.result.error), parts[0].result)
@@ -191,6 +198,7 @@ class _Cell:
         missed = explain.misses(parity, allowed)
         ran = ran.with_cell(
             parity=parity,
+            cost=self._cost(ran, manifest),
             misses=missed,
             status="failed" if missed else "passed",
             reason="; ".join(map(str, missed)) or None,
@@ -203,6 +211,13 @@ class _Cell:
         return replace(
             ran, cell=explain.explained(ran, golden, self.target, threads=self.threads, timeout=self.timeout)
         )
+
+    def _cost(self, ran: Ran, manifest: Manifest) -> Parity | None:
+        """Of a quantized file: how far it is from the model itself."""
+        if not manifest.reference:
+            return None
+        model = GoldenData(self.found.folder.parent)
+        return compare(triples(model, ran), classifier=model.record.quality == "top1")
 
     def _execute(self, golden: GoldenData, jobs: int) -> list[Part]:
         """Run all golden cases, in so many jobs at a time."""

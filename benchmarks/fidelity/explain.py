@@ -8,7 +8,7 @@ from handheld.benchmarks.fidelity import causes, surgery
 from handheld.benchmarks.fidelity.compare import Parity
 from handheld.benchmarks.fidelity.records import CheckCell, Miss
 from handheld.benchmarks.fidelity.runs import Ran, execute
-from handheld.benchmarks.fidelity.tolerances import Tolerance, tolerance
+from handheld.benchmarks.fidelity.tolerances import TABLE, Tolerance
 from handheld.errors import HandheldError
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Stage
@@ -115,7 +115,7 @@ def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> 
 def _limit_db(stage: Stage, cell: CheckCell) -> float:
     """Before its conversion a program is in float32, whatever the recipe; what converters are handed may be in half."""
     early = stage.name in ("exported", "rewritten")
-    return tolerance("float32").psnr_db if early or cell.limit_db is None else cell.limit_db
+    return TABLE["float32"].psnr_db if early or cell.limit_db is None else cell.limit_db
 
 
 def _next_commands(ran: Ran) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ class CheckCell(Record):
 
     `altered`: the file is not the one that its manifest describes; it was compared all the same. `findings`: which
     operators first gave numbers that are not finite, where the runtime tells. `departures`: which operations depart
-    from the model's own; None if nobody asked.
+    from the model's own; None if nobody asked. `parity` is against the reference: the model, or what a recipe that
+    quantizes makes of it; `cost` is then against the model itself, which is what the recipe costs.
 
     Of a failed cell, `misses` are the figures beyond their limits, `stages` the parity after each stage of the way,
     `came_in` says at which the fault came in, `causes` are known ones that fit, `next_commands` what to type.
@@ -76,6 +77,7 @@ class CheckCell(Record):
     weights: str = ""
     limit_db: float | None = None
     parity: Parity | None = None
+    cost: Parity | None = None
     misses: tuple[Miss, ...] = ()
     second_opinion: str | None = None
     second_opinion_db: float | None = None

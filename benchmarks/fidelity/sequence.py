@@ -60,7 +60,7 @@ def _checked(
         classifier=golden.record.quality == "top1",
     )
     assert first.manifest
-    allowed = tolerance(first.manifest.recipe.floats)
+    allowed = tolerance(first.manifest.recipe)
     missed = explain.misses(parity, allowed)
     return cell.model_copy(
         update={

@@ -94,7 +94,7 @@ def _outcome(request: Converting, target: Format, artifact: Path) -> Outcome:
         ),
         classifier=False,
     )
-    values = {limit: getattr(parity, limit.metric) for limit in tolerance(recipe.floats).limits}
+    values = {limit: getattr(parity, limit.metric) for limit in tolerance(recipe).limits}
     missed = [f"{limit.title} is {value:.3g}" for limit, value in values.items() if limit.missed(value)]
     return Outcome(
         kind="differs" if missed else "agrees", detail="; ".join([*missed, parity.worst]), psnr_db=parity.psnr_db

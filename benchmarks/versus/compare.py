@@ -161,7 +161,8 @@ def _measure(
     ours = _ours(name, out)
     golden = GoldenData(ours.folder.parent)
     paths: dict[Side, Path] = {"default": _default_path(name, out), "handheld": ours.artifact}
-    seen = {side: inspect(path, name) for side, path in paths.items()}
+    read = {side: inspect(path, name).inspection for side, path in paths.items()}
+    seen = {side: inspection for side, inspection in read.items() if inspection}
     assert ours.manifest
     signatures: dict[Side, Signature] = {
         "default": Signature(inputs=seen["default"].inputs, outputs=seen["default"].outputs),

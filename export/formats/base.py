@@ -126,9 +126,12 @@ class Format(ABC):
             level="impossible", how=f"{self.title} files are not quantized here", nearest=self.default_recipe
         )
 
-    def stored(self, path: Path) -> Stored:
-        """What the file says of its weights and quantized values. Raises `HandheldError` if it cannot be read."""
-        raise HandheldError(f"what {self.title} files store is not read here ({path}).")
+    def stored(self, path: Path) -> Stored:  # noqa: ARG002 a hook
+        """What the file says of its weights and quantized values; nothing, of a format whose files are not read so.
+
+        Raises `HandheldError` if it is not a whole file of this format.
+        """
+        return Stored(())
 
     @abstractmethod
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
+ELEMENTS, MASK, TABLE, SCALE = "elements", "mask", "table", "scale"
+"""What ends the names of a weight's integers (or floats), and of what belongs to them: so they are found in a file."""
+
+
 def write(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
     """Replace a node that stands for one of our operators by ONNX's own, and the constants that it takes."""
     _Dense(graph, node).write()
@@ -26,87 +30,104 @@ class _Dense:
 
     def __init__(self, graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
         self.graph, self.node = graph, node
-        taken = node.inputs[0]
-        assert taken is not None
-        self.taken = taken
-        self.base = str(self.taken.name)
+        self.base = str(node.name)
         self.made = 0
+        self.ones: onnx_ir.Value | None = None
 
     def write(self) -> None:
-        """Replace the node."""
-        taken, other = self.taken, array_of(self.node.inputs[1])
-        if self.node.op_type == "Lookup":
-            made = self._lookup(array_of(taken), other, self._bits())
-        elif self.node.op_type == "Dequantize":
-            constant = taken.const_value is not None
-            real = self._integers(array_of(taken), self._bits()) if constant else self._cast(taken)
-            shape = self.node.outputs[0].shape
-            assert shape is not None
-            made = self._scaled(real, other, tuple(shape.numpy()))
+        """Replace the node, and those before it that stand for operators of ours."""
+        node, mask, scale = self.node, None, None
+        if node.op_type == "Masked":
+            mask = array_of(node.inputs[1])
+            node = self._before(node)
+        shape = self.node.outputs[0].shape
+        assert shape is not None
+        if node.op_type == "Dequantize":
+            scale = array_of(node.inputs[1])
+            if _ours(node.inputs[0]):
+                node = self._before(node)
+        if node.op_type == "Lookup":
+            made = self._lookup(array_of(node.inputs[0]), array_of(node.inputs[1]), self._bits(node), mask)
+            made = made if scale is None else self._cast(made)
+        elif node.op_type == "Dequantize":
+            made = self._cast(self._elements(array_of(node.inputs[0]), self._bits(node), mask))
         else:
-            made = self._masked(taken, other)
+            made = self._elements(array_of(node.inputs[0]), 32, mask)
+        if scale is not None:
+            made = self._scaled(made, scale, tuple(shape.numpy()))
+        if mask is not None:
+            made = self._op("Mul", [made, self._cast(self._ones(mask))])
         substitute(self.graph, self.node, made)
 
-    def _bits(self) -> int:
-        return int(self.node.attributes["bits"].as_int())
+    def _before(self, node: "onnx_ir.Node") -> "onnx_ir.Node":
+        """The node of ours that gives what `node` takes; `node` itself if that is a constant."""
+        taken = node.inputs[0]
+        found = taken.producer() if taken is not None else None
+        return found if found is not None and found.domain == self.node.domain else node
 
-    def _integers(self, q: Array, bits: int) -> "onnx_ir.Value":
-        """The integers as floats."""
-        if bits in (4, 8):
-            return self._cast(self._stored(q, bits, signed=True))
-        least = -(2 ** (bits - 1))
-        unsigned = self._cast(self._planes((q.astype(np.int16) - least).astype(np.uint8), bits))
-        return self._op("Add", [unsigned, self._float(float(least))])
+    def _bits(self, node: "onnx_ir.Node") -> int:
+        return int(node.attributes["bits"].as_int())
 
-    def _lookup(self, indices: Array, table: Array, bits: int) -> "onnx_ir.Value":
-        """`Gather` from all tables laid end to end."""
+    def _elements(self, values: Array, bits: int, mask: Array | None) -> "onnx_ir.Value":
+        """What the weight is stored as, of its own shape: integers in int32, floats as they are.
+
+        With a mask, only what is not 0 is stored: the mask counts where each belongs; between, the one before stands.
+        """
+        kept = values if mask is None else np.concatenate([values.reshape(-1)[:1] * 0, values[mask > 0]])
+        made = self._constant("values", kept) if bits == 32 else self._integers(kept, bits)
+        if mask is not None:
+            flat = self._op("Reshape", [self._ones(mask), self._shape((-1,))])
+            places = self._op("CumSum", [flat, self._constant("axis", np.array(0, np.int64))])
+            made = self._op("Gather", [made, places])
+        return self._op("Reshape", [made, self._shape(values.shape)], name=ELEMENTS)
+
+    def _ones(self, mask: Array) -> "onnx_ir.Value":
+        """The mask in int32."""
+        if self.ones is None:
+            self.ones = self._op("Reshape", [self._planes(mask, 1), self._shape(mask.shape)], name=MASK)
+        return self.ones
+
+    def _integers(self, values: Array, bits: int) -> "onnx_ir.Value":
+        """Integers in int32, stored in a type of `bits` if there is one, else in planes."""
         import onnx_ir
 
-        stored = self._stored(indices, bits, signed=False) if bits in (4, 8) else self._planes(indices, bits)
-        places = self._op("Cast", [stored], {"to": onnx_ir.DataType.INT32})
+        if bits in (4, 8):
+            return self._op("Cast", [self._stored(values, bits)], {"to": onnx_ir.DataType.INT32})
+        least = -(2 ** (bits - 1)) if values.dtype == np.int8 else 0
+        made = self._planes((values.astype(np.int16) - least).astype(np.uint8), bits)
+        return self._op("Add", [made, self._constant("least", np.array(least, np.int32))]) if least else made
+
+    def _lookup(self, indices: Array, table: Array, bits: int, mask: Array | None) -> "onnx_ir.Value":
+        """`Gather` from all tables laid end to end."""
+        places = self._elements(indices, bits, mask)
         if table.size > 2**bits:
             blocks = np.arange(table.size // 2**bits, dtype=np.int32).reshape(table.shape[:-1]) * 2**bits
             if any(count not in (1, size) for count, size in zip(blocks.shape, indices.shape, strict=True)):
                 blocks = np.repeat(blocks, indices.shape[0] // blocks.shape[0], 0)
             places = self._op("Add", [places, self._constant("blocks", blocks)])
-        return self._op("Gather", [self._constant("table", table.reshape(-1)), places])
+        return self._op("Gather", [self._constant(TABLE, table.reshape(-1)), places])
 
     def _scaled(self, real: "onnx_ir.Value", scale: Array, shape: tuple[int, ...]) -> "onnx_ir.Value":
         """`real` times its scale: blocks as rows of a matrix, for ONNX repeats whole axes only."""
         if all(count in (1, size) for count, size in zip(scale.shape, shape, strict=True)):
-            return self._op("Mul", [real, self._constant("scale", scale)])
+            return self._op("Mul", [real, self._constant(SCALE, scale)])
         rows = self._op("Reshape", [real, self._shape((scale.size, -1))])
-        scaled = self._op("Mul", [rows, self._constant("scale", scale.reshape(-1, 1))])
+        scaled = self._op("Mul", [rows, self._constant(SCALE, scale.reshape(-1, 1))])
         return self._op("Reshape", [scaled, self._shape(shape)])
 
-    def _masked(self, values: "onnx_ir.Value", mask: Array) -> "onnx_ir.Value":
-        """Floats: only those that are not 0, at the places that the mask counts. Else the mask times what they are."""
-        import onnx_ir
-
-        ones = self._op("Cast", [self._planes(mask, 1)], {"to": onnx_ir.DataType.INT32})
-        real = self._cast(ones)
-        if values.const_value is None:
-            return self._op("Mul", [values, real])
-        kept = array_of(values)[mask > 0]
-        flat = self._op("Reshape", [ones, self._shape((-1,))])
-        places = self._op("CumSum", [flat, self._constant("axis", np.array(0, np.int64))])
-        first = np.concatenate([kept[:1] * 0, kept])  # before the first one that is kept, and where none is
-        dense = self._op("Gather", [self._constant("kept", first), places])
-        return self._op("Mul", [self._op("Reshape", [dense, self._shape(mask.shape)]), real])
-
-    def _stored(self, values: Array, bits: int, *, signed: bool) -> "onnx_ir.Value":
+    def _stored(self, values: Array, bits: int) -> "onnx_ir.Value":
         import onnx_ir
 
         if bits == 8:
             return self._constant("q", values)
-        kind = onnx_ir.DataType.INT4 if signed else onnx_ir.DataType.UINT4
+        kind = onnx_ir.DataType.INT4 if values.dtype == np.int8 else onnx_ir.DataType.UINT4
         tensor = onnx_ir.Tensor(values.astype(kind.numpy()), dtype=kind, name=self._name("q"))
         value = onnx_ir.val(self._name("q"), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
     def _planes(self, values: Array, bits: int) -> "onnx_ir.Value":
-        """uint8 values below 2**bits, stored as so many planes of one bit, and put together again."""
+        """uint8 values below 2**bits, stored as so many planes of one bit, put together again in int32."""
         import onnx_ir
 
         padded = np.zeros(-(-values.size // 8) * 8, np.uint8)
@@ -122,15 +143,12 @@ class _Dense:
         flat = self._op("Reshape", [summed, self._shape((-1,))])
         if padded.size != values.size:
             flat = self._op("Slice", [flat, self._shape((0,)), self._shape((values.size,))])
-        return self._op("Reshape", [flat, self._shape(values.shape)])
+        return flat
 
     def _cast(self, value: "onnx_ir.Value") -> "onnx_ir.Value":
         import onnx_ir
 
         return self._op("Cast", [value], {"to": onnx_ir.DataType.FLOAT})
-
-    def _float(self, number: float) -> "onnx_ir.Value":
-        return self._constant("number", np.array(number, np.float32))
 
     def _shape(self, sizes: Sequence[int]) -> "onnx_ir.Value":
         return self._constant("shape", np.array(sizes, np.int64))
@@ -138,12 +156,19 @@ class _Dense:
     def _constant(self, kind: str, array: Array) -> "onnx_ir.Value":
         return constant(self.graph, self._name(kind), array)
 
-    def _op(self, kind: str, inputs: "Sequence[onnx_ir.Value]", attributes: Mapping[str, Any] = {}) -> "onnx_ir.Value":
-        return insert(self.graph, self.node, kind, inputs, attributes, self._name(kind.lower()))
+    def _op(
+        self, kind: str, inputs: "Sequence[onnx_ir.Value]", attributes: Mapping[str, Any] = {}, name: str = ""
+    ) -> "onnx_ir.Value":
+        return insert(self.graph, self.node, kind, inputs, attributes, self._name(name or kind.lower()))
 
     def _name(self, kind: str) -> str:
         self.made += 1
-        return f"{self.base}_{kind}{self.made}"
+        return f"{self.base}.{self.made}.{kind}"
+
+
+def _ours(value: "onnx_ir.Value | None") -> bool:
+    """Whether a value is made, and no constant."""
+    return value is not None and value.producer() is not None
 
 
 def array_of(value: "onnx_ir.Value | None") -> Array:

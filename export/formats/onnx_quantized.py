@@ -77,7 +77,8 @@ def lower(model: "onnx_ir.Model") -> None:
         if _in_integers(node):
             _qdq(graph, node)
     for node in [node for node in graph if node.domain == DOMAIN]:
-        onnx_dense.write(graph, node)
+        if not any(use.node.domain == DOMAIN for use in node.outputs[0].uses()):  # the last of those of one weight
+            onnx_dense.write(graph, node)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
     for name in [n for n, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
         del graph.initializers[name]

@@ -253,8 +253,13 @@ def _quantized_values(module: "GraphModule", found: Sequence[Layer], rules: Mapp
     for node in module.graph.nodes:
         given = [before for before in node.all_input_nodes if graph.constant(before) is None]
         if how := wanted.get(node):
-            if node.args[0] not in groups:
-                add(node.args[0], how)
+            source = given[0]
+            if source not in groups:
+                add(source, how)
+                while _moves(source) and (before := source.all_input_nodes[0]) not in groups:
+                    add(before, how)
+                    join([source, before])
+                    source = before
             if not _is_fused(node):
                 add(node, how)
         elif graph.operator(node) in FUSED and given and given[0] in wanted and _is_fused(given[0]):
@@ -277,6 +282,11 @@ def _tensors(node: "Node") -> int:
     if graph.operator(node) in ("add.Tensor", "mul.Tensor", "sub.Tensor"):
         return len(set(node.args[:2]))
     return len(node.all_input_nodes)
+
+
+def _moves(node: "Node") -> bool:
+    """Whether the node only moves values about, and can as well move integers."""
+    return graph.operator(node) in SHARED and graph.operator(node) not in FUSED and not _pads_with_more(node)
 
 
 def _pads_with_more(node: "Node") -> bool:

@@ -75,7 +75,7 @@ def _batches(calibrate: str, record: Golden) -> "tuple[list[tuple[Tensor, ...]],
         return calibration.load(calibrate, record.inputs, record.image)
     if count and not (count.isdecimal() and int(count)):
         raise HandheldError(f"--calibrate {calibrate}: expected {DRAWN}:N, a number of inputs to draw.")
-    seeded = [case for case in record.cases if case.kind != "stored"]
+    seeded = [case for case in record.cases if case.kind not in ("stored", "zeros")]
     if not seeded:
         raise HandheldError(
             f"--calibrate {calibrate}: this model's inputs are not drawn from seeds; give data of its own."

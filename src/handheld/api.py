@@ -38,7 +38,9 @@ class ExportOptions(TypedDict, total=False):
     to: Sequence[str]
     """Formats; all five if left out."""
     recipe: str
-    """`default`, `fp32` or `fp16`."""
+    """A name, as `handheld recipes` explains them, or a file of rules."""
+    calibrate: str | None
+    """Where inputs to calibrate integer activations with come from."""
     out: Path | str
     checkpoint: Path | str | None
     inputs: Sequence[str]
@@ -153,6 +155,7 @@ def _request(model: str, options: ExportOptions) -> Request:
         ),
         to=tuple(options.get("to") or exporting.ALL),
         recipe=options.get("recipe", "default"),
+        calibrate=options.get("calibrate"),
         out=Path(options.get("out", "out")),
         layout=options.get("layout", "nchw"),
         bake=options.get("bake_preprocessing", False),

@@ -45,7 +45,20 @@ To = Annotated[
         help="Formats, separated by commas: coreml, coreai, litert (or tflite), executorch, executorch-coreml, onnx."
     ),
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="default, fp32 or fp16; see `handheld recipes`.")]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe", help="A name (default, fp16, w8, lut4g16, …: see `handheld recipes`), or a .toml or .yaml of rules."
+    ),
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="For recipes with integer activations: a folder of pictures, a .npz of inputs by name, FILE.py:FUNCTION "
+        "that gives batches, or drawn:N, seeded noise.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Where the artifacts go.")]
 Checkpoint = Annotated[
     Path | None,
@@ -158,6 +171,7 @@ def export(
     model: Model,
     to: To = "coreml,coreai,litert,executorch,onnx",
     recipe: RecipeName = "default",
+    calibrate: Calibrate = None,
     out: Out = Path("out"),
     checkpoint: Checkpoint = None,
     inputs: Input = None,
@@ -188,6 +202,7 @@ def export(
                 model,
                 to=_names(to),
                 recipe=recipe,
+                calibrate=calibrate,
                 out=out,
                 checkpoint=checkpoint,
                 inputs=inputs or (),
@@ -222,6 +237,7 @@ def split(
     parts: Annotated[int, typer.Option(min=2, help="How many, of about as many bytes of weights each.")] = 2,
     to: To = "coreml,coreai,litert,executorch,onnx",
     recipe: RecipeName = "default",
+    calibrate: Calibrate = None,
     out: Out = Path("out"),
     checkpoint: Checkpoint = None,
     inputs: Input = None,
@@ -249,6 +265,7 @@ def split(
                 parts,
                 to=_names(to),
                 recipe=recipe,
+                calibrate=calibrate,
                 out=out,
                 checkpoint=checkpoint,
                 inputs=inputs or (),
@@ -277,6 +294,7 @@ def ship(
     model: Model,
     to: To = "coreml,coreai,litert,executorch,onnx",
     recipe: RecipeName = "default",
+    calibrate: Calibrate = None,
     out: Out = Path("out"),
     checkpoint: Checkpoint = None,
     inputs: Input = None,
@@ -305,6 +323,7 @@ def ship(
                 model,
                 to=_names(to),
                 recipe=recipe,
+                calibrate=calibrate,
                 out=out,
                 checkpoint=checkpoint,
                 inputs=inputs or (),
@@ -678,14 +697,14 @@ def render(
 def show(artifact: ArtifactPath, json: Json = False) -> None:
     """What an artifact is and holds.
 
-    Inputs, outputs, operators with counts, what stays outside the delegate, weights by dtype, size, versions,
-    fingerprint.
+    Inputs, outputs, operators with counts, what stays outside the delegate, weights by dtype and each with its bits,
+    size, versions, fingerprint.
     """
     with _speaking():
         from handheld import api, views
         from handheld.console import console
 
-        shown = api.show(artifact)
+        shown = api.show(artifact, layers=True)
         if json:
             _document(shown)
         else:
@@ -754,17 +773,28 @@ def models(json: Json = False) -> None:
             catalogue.show_models(console())
 
 
-@app.command(epilog="\b\nExample:\n  handheld recipes")
-def recipes(json: Json = False) -> None:
-    """The recipes, and how each format makes them."""
+@app.command(epilog="\b\nExamples:\n  handheld recipes\n  handheld recipes w8a8 lut4g16 my_recipe.toml")
+def recipes(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="What each format makes of these.")
+    ] = None,
+    deployment_target: DeploymentTarget = "iOS17",
+    json: Json = False,
+) -> None:
+    """The recipes, and what each format makes of them.
+
+    Natively, by an equivalent, or not at all.
+    """
     with _speaking():
         from handheld import views
         from handheld.console import console
+        from handheld.export.formats.base import Options
 
+        options = Options(deployment_target=deployment_target)
         if json:
-            _print(views.recipes_json())
+            _print(views.recipes_json(names or (), options))
         else:
-            views.show_recipes(console())
+            views.show_recipes(console(), names or (), options)
 
 
 @app.command(epilog="\b\nExample:\n  handheld devices")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,8 @@ from handheld.benchmarks.matrix import Matrix, MatrixCell
 from handheld.console import show_table, styled
 from handheld.export import formats, recipe
 from handheld.export.cache import Cache, Entry
-from handheld.export.formats.base import Inspection
+from handheld.export.formats.base import Inspection, Options
+from handheld.export.formats.stored import StoredLayer
 from handheld.export.run import Cell, ExportReport, SplitReport
 from handheld.export.show import Shown
 from handheld.runtimes import host, targets
@@ -150,12 +151,29 @@ def show_check(out: Console, done: CheckReport) -> None:
         "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", ">second opinion dB", "check", "runtime", "target",
     ]  # fmt: skip
     show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
+    _show_costs(out, [cell for cell in done.cells if cell.cost])
     _show_findings(out, done)
     for problem in done.problems:
         out.print(f"{problem.kind}: {problem.cell + ': ' if problem.cell else ''}{problem.says}", soft_wrap=True)
     _show_departures(out, done.cells)
     if done.required_but_not_run:
         out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
+
+
+def _show_costs(out: Console, cells: Sequence[CheckCell]) -> None:
+    """How far quantized files are from the model itself: what their recipes cost."""
+    rows: list[list[str | Text]] = []
+    for cell in cells:
+        cost = cell.cost
+        assert cost
+        top1 = "–" if cost.top1_agreed is None else f"{cost.top1_agreed}/{cost.top1_decidable}"
+        rows.append(
+            [cell.name, _mb(cell.size_bytes), _db(cost.psnr_db), f"{cost.cosine:.5f}", f"{cost.max_error:.2g}", top1]
+        )
+    if rows:
+        columns = ["artifact", ">size MB", ">PSNR dB", ">cosine", ">max error", ">top-1"]
+        caption = "The check above is of the conversion, against the quantized model; this is against the model itself."
+        show_table(out, "What quantization costs", columns, rows, caption=caption)
 
 
 def _show_findings(out: Console, done: CheckReport) -> None:
@@ -400,6 +418,23 @@ def show_artifact(out: Console, shown: Shown) -> None:
     counts = sorted(seen.operators.items(), key=lambda item: (-item[1], item[0]))
     total = sum(seen.operators.values())
     show_table(out, f"{total} operators", ["operator", ">count"], [[name, str(n)] for name, n in counts])
+    if shown.layers:
+        _show_layers(out, shown.layers)
+
+
+def _show_layers(out: Console, layers: Sequence[StoredLayer]) -> None:
+    """What the file itself holds of each weight."""
+    rows = [
+        [one.name, one.scheme, str(one.bits), f"{one.bits_per_weight:.2f}", f"{one.elements:,}", f"{one.zeros:.0%}"]
+        for one in layers
+    ]
+    elements = sum(one.elements for one in layers)
+    bits = sum(one.bits_per_weight * one.elements for one in layers) / max(1, elements)
+    columns = ["weight", "stored as", ">bits", ">bits/weight", ">elements", ">zeros"]
+    caption = (
+        f"{bits:.3f} bits per weight over {elements:,} elements, with scales, tables and masks; read from the file"
+    )
+    show_table(out, "Weights", columns, rows, caption=caption)
 
 
 def _delegation(seen: Inspection) -> list[list[str]]:
@@ -417,7 +452,7 @@ def _origin(shown: Shown) -> list[list[str]]:
     stages = ", ".join(f"{stage.name} {_db(stage.psnr_db)}" for stage in m.stages) or "–"
     return [
         ["model", f"{m.model}, weights: {m.weights}"],
-        ["recipe", f"{m.recipe.name}: {formats.get(m.format).recipes[m.recipe.name]}"],
+        ["recipe", f"{m.recipe.name}: {formats.get(m.format).support(m.recipe, m.options).how}"],
         ["rewrites", ", ".join(f"{name} {n}" for name, n in m.rewrites.items() if n) or "none"],
         ["PSNR before conversion", f"{stages} dB"],
         [
@@ -428,27 +463,53 @@ def _origin(shown: Shown) -> list[list[str]]:
     ]
 
 
-def _recipe_rows() -> list[dict[str, str]]:
-    rows = []
-    for format_name, target in formats.FORMATS.items():
-        for name in recipe.FLOATS:
-            made = target.recipes.get(name) or f"not available: {target.unavailable.get(name, 'no such form')}"
+def _recipe_rows(names: Sequence[str], options: Options) -> list[dict[str, str | None]]:
+    rows: list[dict[str, str | None]] = []
+    for name in names:
+        for target in formats.FORMATS.values():
+            made = target.support(recipe.resolve(name, target.default_recipe), options)
             default = "yes" if name == target.default_recipe else ""
-            rows.append({"format": format_name, "recipe": name, "default": default, "made": made})
+            rows.append({"recipe": name, "format": target.name, "default": default, **made.model_dump()})
     return rows
 
 
-def show_recipes(out: Console) -> None:
-    """Recipes by format."""
-    for each in recipe.FLOATS.values():
-        out.print(f"{each.name}: {each.description}", soft_wrap=True)
-    rows = [list(row.values()) for row in _recipe_rows()]
-    show_table(out, "", ["format", "recipe", "default", "how it is made"], rows)
+def show_recipes(out: Console, names: Sequence[str], options: Options) -> None:
+    """What each format makes of recipes: of all kinds that there are, or of some."""
+    rows = _recipe_rows(names or recipe.EXAMPLES, options)
+    if names:
+        for name in names:
+            found = recipe.resolve(name, "fp32")
+            says = found.description or "; ".join(map(recipe.describe, found.rules))
+            out.print(f"{name}: {says}", soft_wrap=True)
+        details = [[str(r["recipe"]), str(r["format"]), str(r["level"]), _and_nearest(r)] for r in rows]
+        show_table(out, "", ["recipe", "format", "how", "what the file holds"], details)
+        return
+    levels = {(row["recipe"], row["format"]): _level(row) for row in rows}
+    grid = [[name, *(levels[name, target] for target in formats.FORMATS)] for name in recipe.EXAMPLES]
+    show_table(out, "", ["recipe", *formats.FORMATS], grid)
+    defaults = ", ".join(f"{target.default_recipe} for {target.name}" for target in formats.FORMATS.values())
+    out.print(
+        f"default: {defaults}. For {options.deployment_target}. native: the file holds what the recipe says; "
+        "equivalent: it computes the same from something else; no: it cannot, and what comes nearest. What a file "
+        "holds, and why not: handheld recipes NAME. Names are put together of parts (sparse50-lut4g16-fp32); a recipe "
+        "can also be a .toml or .yaml of rules.",
+        soft_wrap=True,
+    )
 
 
-def recipes_json() -> str:
-    """Recipes by format, as JSON."""
-    return json.dumps(_recipe_rows(), indent=2)
+def _level(row: Mapping[str, str | None]) -> str:
+    if row["level"] != "impossible":
+        return str(row["level"])
+    return f"no: {row['nearest']}" if row["nearest"] else "no"
+
+
+def _and_nearest(row: Mapping[str, str | None]) -> str:
+    return f"{row['how']}. Nearest: {row['nearest']}" if row["nearest"] else str(row["how"])
+
+
+def recipes_json(names: Sequence[str], options: Options) -> str:
+    """What each format makes of recipes, as JSON."""
+    return json.dumps(_recipe_rows(names or recipe.EXAMPLES, options), indent=2)
 
 
 def _device_rows() -> list[dict[str, object]]:

@@ -8,8 +8,8 @@ import pytest
 from handheld.benchmarks.fidelity.compare import Parity, compare
 from handheld.benchmarks.fidelity.explain import misses
 from handheld.benchmarks.fidelity.tolerances import Tolerance, tolerance
-from handheld.errors import HandheldError
 from handheld.export.metrics import closeness, cosine, max_error, psnr_db, worst
+from handheld.export.recipe import FLOATS
 
 
 def test_psnr_by_hand() -> None:
@@ -118,27 +118,22 @@ def test_top1_and_top5(got: list[float], top1: int, top5: int) -> None:
 
 def test_every_miss_says_how_far_it_is_beyond_which_limit() -> None:
     good = Parity(psnr_db=80.0, max_error=0, worst="output of case 0", cases=1)
-    for weights in ("float32", "float16"):
-        assert misses(good, tolerance(weights)) == ()
+    for weights in ("fp32", "fp16"):
+        assert misses(good, tolerance(FLOATS[weights])) == ()
 
     def said(weights: str, **figures: float) -> list[str]:
-        return [str(miss) for miss in misses(good.model_copy(update=figures), tolerance(weights))]
+        return [str(miss) for miss in misses(good.model_copy(update=figures), tolerance(FLOATS[weights]))]
 
-    assert said("float32", psnr_db=79.9) == ["PSNR 79.9 dB (output of case 0) is below 80 dB, by 0.1 dB"]
-    assert said("float32", relative_error=0.004) == [
+    assert said("fp32", psnr_db=79.9) == ["PSNR 79.9 dB (output of case 0) is below 80 dB, by 0.1 dB"]
+    assert said("fp32", relative_error=0.004) == [
         "largest error / largest value 0.004 (output of case 0) is above 0.001, 4 times as much"
     ]
-    assert said("float16", psnr_db=70, cosine=0.9) == ["cosine 0.9 (output of case 0) is below 0.9999"]
-    assert said("float32", psnr_db=-math.inf) == ["PSNR -inf dB (output of case 0) is below 80 dB"]
+    assert said("fp16", psnr_db=70, cosine=0.9) == ["cosine 0.9 (output of case 0) is below 0.9999"]
+    assert said("fp32", psnr_db=-math.inf) == ["PSNR -inf dB (output of case 0) is below 80 dB"]
     for figure in ("psnr_db", "relative_error"):
-        assert len(said("float32", **{figure: math.nan})) == 1
+        assert len(said("fp32", **{figure: math.nan})) == 1
 
 
 def test_infinity_survives_json() -> None:
     parity = Parity(psnr_db=math.inf, max_error=0, worst="", cases=1)
     assert Parity.model_validate_json(parity.model_dump_json()) == parity
-
-
-def test_an_unlisted_precision_has_no_tolerance() -> None:
-    with pytest.raises(HandheldError, match="no tolerance for weights in int3"):
-        tolerance("int3")
