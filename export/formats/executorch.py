@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from handheld.export.formats.base import Format, Inspection, Options, Signature
+from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted
 from handheld.export.formats.reading import reading
+from handheld.export.formats.stored import Stored
 from handheld.export.formats.written_out import scaled_sums, tanh_gelu, typed_means
 from handheld.export.program import Program
 from handheld.export.recipe import Recipe
@@ -80,9 +81,26 @@ class ExecuTorch(_PTE):
     memory_factor: ClassVar[float] = 3.2
     memory_base_bytes: ClassVar[int] = 520 * 2**20
 
+    def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002
+        """See `Format.quantized`."""
+        from handheld.export.formats import executorch_quantized
+
+        return executorch_quantized.support(recipe)
+
+    def stored(self, path: Path) -> Stored:
+        """See `Format.stored`."""
+        from handheld.export.formats import pte_stored
+
+        with reading(path, self.title):
+            return pte_stored.stored(path)
+
     def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
         from handheld.export.formats.xnnpack_passes import needed_passes_only
 
+        if recipe.quantizes:
+            from handheld.export.formats import executorch_quantized
+
+            program = executorch_quantized.written(program)
         with needed_passes_only():
             plainer = _without_idle_copies(program)
             self._watched(plainer.exported)

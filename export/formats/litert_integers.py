@@ -42,18 +42,10 @@ LARGEST_BIAS = 1.25 * 2**30
 
 def fold(file: File) -> None:
     """Make integer kernels of what can be. What is computed stays the same within the rounding of each kernel."""
-    for operator in list(file.operators):
-        _sink(file, operator)
-    for operator in reversed(list(file.operators)):
-        _hoist(file, operator)
-    for operator in list(file.operators):
-        _cancel(file, operator)
-    for operator in list(file.operators):
-        _straighten(file, operator)
-    file.drop_unused()
-    for operator in list(file.operators):
-        _compute(file, operator)
-    file.drop_unused()
+    for step in (_sink, _hoist, _cancel, _straighten, _compute):
+        for operator in list(reversed(file.operators) if step is _hoist else file.operators):
+            step(file, operator)
+        file.drop_unused()
 
 
 def _integer_of(file: File, tensor: int) -> int | None:

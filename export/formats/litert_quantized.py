@@ -10,19 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from handheld.errors import HandheldError
+from handheld.export.formats import integer_graph
 from handheld.export.formats.base import Support
 from handheld.export.formats.tflite_edit import Array, File
 from handheld.export.recipe import SMALLEST, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
-
     from handheld.export.program import Program
 
 LARGEST_HALF = 65504.0
@@ -48,99 +47,20 @@ class Held:
 
 def dense(program: "Program") -> "tuple[Program, list[Held]]":
     """The program with its weights in floats, and those that the file shall hold in integers."""
-    from handheld.export.quantize import ops
-
     module = program.module()
     held = []
-    for node in list(module.graph.nodes):
-        if ops.is_weight(node) and not any(ops.is_weight(user) for user in node.users):
-            name = _path(node).removeprefix("module.")
-            values = _value(node)
-            if found := _integers(node):
-                q, scale, bits = found
-                held.append(Held(name, q.numpy(), scale.float().numpy(), bits, checksum(values.numpy())))
-            graph.replace(node, graph.add_constant(node, values, _path(node)))
-    _drop_idle_pairs(module)
-    _fold_pads(module)
+    for weight in integer_graph.weights(module):
+        meant = weight.dense()
+        if weight.scale is not None:
+            name = weight.path.removeprefix("module.")
+            q, scale = weight.values.numpy(), weight.scale.numpy()
+            held.append(Held(name, q, scale, weight.bits, checksum(meant.numpy())))
+        graph.replace(weight.node, graph.add_constant(weight.node, meant, weight.path))
+    integer_graph.fold_pads(module)
+    integer_graph.drop_idle_pairs(module, integer_graph.MOVES)
     graph.drop_unused_constants(module)
     module.recompile()
     return program.retraced(module), held
-
-
-def _drop_idle_pairs(module: "GraphModule") -> None:
-    """Take out pairs around values that a move leaves as they are, so that the converter sees, as it does in floats,
-    the padding before a convolution and the transposition after a transposition."""
-    from handheld.export.quantize import ops
-
-    quantize, dequantize = ops.ACTIVATIONS
-
-    def on_grid(node: "Node", how: tuple[Any, ...]) -> bool:
-        if node.target is dequantize:
-            return tuple(node.args[1:]) == how
-        if graph.operator(node) in _MOVES and not (graph.arguments(node).get("value") or 0.0):
-            return all(on_grid(before, how) for before in node.all_input_nodes)
-        return False
-
-    for node in module.graph.find_nodes(op="call_function", target=dequantize):
-        pair = node.args[0]
-        assert graph.is_node(pair)
-        if pair.target is quantize and on_grid(pair.args[0], tuple(node.args[1:])):  # type: ignore[arg-type]
-            graph.replace(node, pair.args[0])  # type: ignore[arg-type]
-
-
-def _fold_pads(module: "GraphModule") -> None:
-    """Let convolutions pad by themselves: behind a pair, the converter does not see to it."""
-    for node in graph.find(module, ["conv2d.default"]):
-        pad, given = node.args[0], graph.arguments(node)
-        if not graph.is_node(pad) or graph.operator(pad) not in ("pad.default", "constant_pad_nd.default"):
-            continue
-        how = graph.arguments(pad)
-        sides = list(how["pad"])
-        if len(sides) != 4 or sides[::2] != sides[1::2] or how.get("value") or how.get("mode", "constant") != "constant":
-            continue
-        padding = [there + more for there, more in zip(given["padding"], (sides[2], sides[0]), strict=True)]
-        if min(sides) >= 0 and isinstance(given["padding"], (list, tuple)):
-            arguments = {**given, "input": pad.args[0], "padding": padding}
-            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            node.args, node.kwargs = tuple(arguments[name] for name in names), {}
-    module.graph.eliminate_dead_code()
-
-
-_MOVES = (*graph.VIEWS, *graph.PERMUTES, "slice.Tensor", "pad.default", "constant_pad_nd.default", "cat.default")
-
-
-def _path(node: "Node") -> str:
-    """What the weight was called before it was stored."""
-    source = node
-    while source.op == "call_function":
-        source = source.all_input_nodes[0]
-    return str(source.target).removesuffix("_values").removesuffix("_indices")
-
-
-def _value(node: "Node") -> Any:
-    """The tensor that constants make."""
-    from torch.fx.node import map_arg
-
-    found = graph.constant(node)
-    if found is not None:
-        return found.detach()
-    return node.target(*map_arg(node.args, _value))  # type: ignore[operator]
-
-
-def _integers(node: "Node") -> Any:
-    """(values, scale, bits) of a weight that is integers times a scale, with what a table or a mask adds already in
-    the integers; None for one that is floats."""
-    from handheld.export.quantize import ops
-
-    dequantize, _, masked = ops.WEIGHTS
-    mask = None
-    if node.target is masked:
-        mask = _value(node.args[1])  # type: ignore[arg-type]
-        node = node.args[0]  # type: ignore[assignment]
-    if node.target is not dequantize or node.args[2] is not None:
-        return None
-    values, scale = _value(node.args[0]), _value(node.args[1])  # type: ignore[arg-type]
-    return values if mask is None else values * mask.to(values.dtype), scale, int(node.args[3])  # type: ignore[call-overload]
 
 
 def checksum(values: Array) -> tuple[int, int]:

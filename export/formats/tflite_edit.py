@@ -45,7 +45,7 @@ class File:
     def _register(self, operator: Any) -> None:
         operator.inputs = [int(tensor) for tensor in _listed(operator.inputs)]
         operator.outputs = [int(tensor) for tensor in _listed(operator.outputs)]
-        for tensor in operator.inputs:
+        for tensor in dict.fromkeys(operator.inputs):
             self.users.setdefault(tensor, []).append(operator)
         for tensor in operator.outputs:
             self.producer[tensor] = operator
@@ -176,6 +176,9 @@ class File:
                 needed.update(operator.inputs)
                 kept.append(operator)
         self.operators[:] = reversed(kept)
+        self.producer, self.users = {}, {}
+        for operator in self.operators:
+            self._register(operator)
 
     def save(self, path: Path) -> None:
         """Write the file, without tensors and constants that nothing uses."""
