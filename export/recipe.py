@@ -156,9 +156,9 @@ EXAMPLES = (
 """What tables of recipes list: every kind there is, not every number."""
 
 _GRAMMAR = re.compile(
-    r"(?:sparse(?:(?P<part>\d\d?)|(?P<n>\d+)of(?P<m>\d+))(?:-|$))?"
+    r"(?:sparse(?:(?P<part>\d\d?)|(?P<n>\d+)of(?P<m>\d+))(?:-(?=.)|$))?"
     r"(?:w(?P<w>\d)(?:b(?P<block>\d+)|(?P<c>c))?(?:a(?P<a>\d+))?|lut(?P<lut>\d)(?:g(?P<g>\d+))?(?P<tw>-w8)?|levels(?P<levels>\d))?"
-    r"(?:-?fp(?P<fp>16|32))?"
+    r"(?:(?:-|(?<=-))fp(?P<fp>16|32))?"
 )
 
 

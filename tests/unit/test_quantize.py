@@ -1,0 +1,156 @@
+"""Quantizing the hub: which values become integers, which layers a rule reaches, and what a program then computes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from handheld.errors import HandheldError
+from handheld.export.program import Program
+from handheld.export.quantize import apply, ops
+from handheld.export.recipe import Activations, Recipe, Rule, Weights, named
+from handheld.models.spec import TensorSpec
+
+W8 = Weights(scheme="integer", bits=8)
+
+
+class Net(nn.Module):
+    """Two convolutions around a residual sum, a clamp, a function left in floats, and a linear layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 16, 3)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        x = torch.relu(self.first(x))
+        x = x + torch.clamp(self.second(nn.functional.pad(x, (0, 0))), 0.0, 6.0)
+        x = torch.sin(x).mean((2, 3))
+        return (self.head(self.head(x)),)
+
+
+def _program(seed: int = 3) -> tuple[Program, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    net = Net().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    specs = TensorSpec("x", (1, 4, 8, 8), "float32"), TensorSpec("y", (1, 16), "float32")
+    return apply.prepared(Program(torch.export.export(net, (x,)), specs[:1], specs[1:])), x
+
+
+def _calls(program: Program, kinds: Sequence[object]) -> list[str]:
+    return [str(node.target) for node in program.exported.graph.nodes if node.target in kinds]
+
+
+def test_layers_are_found_once_each() -> None:
+    program, _ = _program()
+    found = [
+        (layer.module, layer.operator, layer.elements, len(layer.users)) for layer in apply.layers(program.module())
+    ]
+    assert found == [("first", "conv", 576, 1), ("second", "conv", 2304, 1), ("head", "linear", 256, 2)]
+
+
+def test_a_quantized_program_computes_with_weights_on_their_grid() -> None:
+    """Against the network itself, its weights rounded here with NumPy."""
+    program, x = _program()
+    quantized = apply.quantize(program, named("w8"))
+    module = program.module()
+    before = program.run([x])[0]
+    for tensor in module.parameters():
+        if tensor.ndim > 1:
+            weight = tensor.detach().numpy()
+            step = np.abs(weight).reshape(len(weight), -1).max(1).reshape(-1, *[1] * (weight.ndim - 1)) / np.float32(
+                127
+            )
+            tensor.data = torch.from_numpy(np.clip(np.round(weight / step), -127, 127) * step)
+    np.testing.assert_allclose(quantized.run([x])[0], module(x)[0].detach(), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(quantized.run([x])[0], before, rtol=1e-4)
+    assert _calls(quantized, ops.WEIGHTS) == ["handheld.dequantize.default"] * 3
+
+
+def test_the_first_rule_that_matches_counts_and_may_leave_floats() -> None:
+    program, _ = _program()
+    rules = (
+        Rule(modules=("sec*",)),
+        Rule(operators=("linear",), weights=named("lut4").rules[0].weights),
+        Rule(weights=W8),
+    )
+    quantized = apply.quantize(program, Recipe(name="mixed", rules=rules))
+    assert _calls(quantized, ops.WEIGHTS) == ["handheld.dequantize.default", "handheld.lookup.default"]
+
+
+def test_a_rule_that_matches_nothing_is_said_with_near_names() -> None:
+    program, _ = _program()
+    with pytest.raises(HandheldError, match=r"frist.*first"):
+        apply.quantize(program, Recipe(name="wrong", rules=(Rule(modules=("frist",), weights=W8),)))
+
+
+def test_integers_between_layers_reach_as_far_as_they_can() -> None:
+    """Input, both activations and the sum are integers; sin is not, nor what comes of it until the next layer. Between
+    a layer and its clamp nothing is rounded, and each user has its own way back to floats."""
+    program, x = _program()
+    quantized = apply.quantize(program, named("w8a8"), [(x,)])
+    pairs = [node for node in quantized.exported.graph.nodes if node.target == ops.ACTIVATIONS[0]]
+    stored = {str(node.args[0].target) for node in pairs}
+    kinds = ("relu.default", "pad.default", "clamp.default", "add.Tensor", "mean.dim", "linear.default")
+    assert stored == {"x", *(f"aten.{kind}" for kind in kinds)}
+    for node in quantized.exported.graph.nodes:
+        if node.target == ops.ACTIVATIONS[1]:
+            assert len(node.users) == 1
+
+
+def test_scales_and_zero_points_are_those_of_the_ranges_seen() -> None:
+    program, x = _program()
+    quantized = apply.quantize(program, named("w8a8"), [(x,), (3 * x,)])
+    first = next(node for node in quantized.exported.graph.nodes if node.target == ops.ACTIVATIONS[0])
+    low, high = 3 * float(x.min()), 3 * float(x.max())
+    assert first.args[1] == pytest.approx((high - low) / 255)
+    assert first.args[2] == round(-128 - low / ((high - low) / 255))
+    sixteen = apply.quantize(program, named("w8a16"), [(x,)])
+    first = next(node for node in sixteen.exported.graph.nodes if node.target == ops.ACTIVATIONS[0])
+    assert first.args[1:3] == (pytest.approx(float(x.abs().max()) / 32767), 0)
+
+
+def test_calibration_is_asked_for() -> None:
+    program, _ = _program()
+    with pytest.raises(HandheldError, match="needs calibration data"):
+        apply.quantize(program, named("w8a8"))
+
+
+def test_only_the_layers_of_a_rule_have_integer_activations() -> None:
+    program, x = _program()
+    rules = (Rule(modules=("head",), weights=W8, activations=Activations()), Rule(weights=W8))
+    quantized = apply.quantize(program, Recipe(name="head", rules=rules), [(x,)])
+    assert len(_calls(quantized, ops.ACTIVATIONS[:1])) == 3
+
+
+@pytest.mark.parametrize("extreme", ["zeros", "outlier", "one channel"])
+def test_strange_weights_stay_finite(extreme: str) -> None:
+    weight = torch.zeros(1 if extreme == "one channel" else 8, 64)
+    if extreme == "outlier":
+        weight[0, 0], weight[0, 1] = 1e6, 1.0
+    if extreme == "one channel":
+        weight[0] = torch.linspace(-1, 1, 64)
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(weight)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (nn.functional.linear(x, self.weight),)
+
+    specs = TensorSpec("x", (1, 64), "float32"), TensorSpec("y", (1, len(weight)), "float32")
+    exported = torch.export.export(One(), (torch.zeros(1, 64),))
+    program = Program(exported, specs[:1], specs[1:])
+    for name in ("w8", "w4", "lut4", "lut1", "levels1", "sparse50-w8"):
+        recipe = named(name)
+        got = apply.quantize(program, recipe).run([torch.ones(1, 64)])[0]
+        assert torch.isfinite(got).all(), name
+        if extreme == "outlier" and name == "w8":
+            assert got[0, 0] == pytest.approx(1e6, rel=0.01)
