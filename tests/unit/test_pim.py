@@ -10,6 +10,8 @@ from handheld.errors import HandheldError
 from handheld.export.program import Program
 from handheld.export.quantize import apply
 from handheld.export.quantize.pim import PIM, Crossbar, Scheme, simulated
+from handheld.export.quantize.recovery.distillation import tuned
+from handheld.export.quantize.recovery.pupil import Pupil
 from handheld.export.quantize.recovery.statistics import matched
 from handheld.export.recipe import named
 
@@ -83,7 +85,6 @@ def test_few_bits_noise_and_a_bow_cost_accuracy_and_statistics_win_some_back(mad
     prepared, quantized = made
     errors = [error(simulated(quantized, Crossbar("native", bits, 18)), prepared) for bits in (10, 6, 4)]
     assert errors == sorted(errors)
-    six = Crossbar("native", 6, 18)
     noisy = simulated(quantized, Crossbar("native", 6, 18, noise=2.0))
     assert error(noisy, prepared) > errors[1]
     assert torch.equal(*(noisy.run(batches(1)[0])[0] for _ in range(2)))  # a seed decides the noise
@@ -91,7 +92,28 @@ def test_few_bits_noise_and_a_bow_cost_accuracy_and_statistics_win_some_back(mad
     assert error(bent, prepared) > errors[1]
     coarse = simulated(quantized, Crossbar("native", 4, 18))
     assert error(matched(prepared, coarse, batches(16), scales=True), prepared) < 0.7 * errors[2]
-    assert six.scheme == "native"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_trains_on_a_crossbar_starts_as_it_is(made: tuple[Program, Program], scheme: Scheme) -> None:
+    coarse = simulated(made[1], Crossbar(scheme, 5, 18))
+    pupil = Pupil(made[0], coarse, ("biases", "scales", "weights"))
+    for batch in batches(2, seed=4):
+        with torch.no_grad():
+            torch.testing.assert_close(pupil.module(*batch)[0], coarse.run(batch)[0], rtol=1e-5, atol=1e-5)
+        pupil.module(*batch)[0].square().sum().backward()
+    for kind, count in (("biases", 5), ("scales", 5), ("weights", 5)):
+        given = pupil.parameters(kind)  # type: ignore[arg-type]
+        assert len(given) == count
+        assert all(one.grad is not None and float(one.grad.abs().max()) > 0 for one in given)
+
+
+def test_training_on_a_crossbar_pays(made: tuple[Program, Program]) -> None:
+    prepared, quantized = made
+    coarse = matched(prepared, simulated(quantized, Crossbar("native", 8, 18)), batches(16), scales=True)
+    found = tuned(prepared, coarse, batches(64), train=("biases", "scales", "weights"), steps=24, rate=3)
+    assert error(found, prepared) < 0.9 * error(coarse, prepared)
+    assert crossbar_layers(found) == 5
 
 
 def test_what_cannot_be_simulated_is_said(made: tuple[Program, Program]) -> None:
