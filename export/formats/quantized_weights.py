@@ -105,4 +105,4 @@ def limit(
             change(source, -LARGEST, LARGEST)
         else:
             top = float(tensors[held[source.name]].abs().max().clamp_min(1))
-            change(parts.scale, SMALLEST, LARGEST / top)
+            change(parts.scale, SMALLEST, LARGEST / top * (1 - 2**-10))  # the scale is rounded, maybe upwards
