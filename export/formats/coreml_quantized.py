@@ -55,7 +55,7 @@ def _register() -> None:
 
     @register_torch_op(torch_alias=[handheld_weight.__name__])  # type: ignore[untyped-decorator]
     def handheld_constexpr(context: Any, node: Any) -> None:
-        arrays = [None if given is None else given.val for given in _get_inputs(context, node)]
+        arrays: list[Any] = [None if given is None else given.val for given in _get_inputs(context, node)]
         context.add(_written(node.name, *arrays))
 
 

@@ -46,7 +46,7 @@ class _Reader:
     def _is_weight(self, op: Any) -> bool:
         """Whether an operation is a constant of floats, of two axes or more."""
         tensor = op.attributes["val"].type.tensorType
-        return op.type == CONSTANT and tensor.rank > 1 and self._types.Name(tensor.dataType).startswith("FLOAT")
+        return bool(op.type == CONSTANT and tensor.rank > 1 and self._types.Name(tensor.dataType).startswith("FLOAT"))
 
     def _expression(self, op: Any) -> StoredWeight:
         """What an operation holds, with all that it is made of."""

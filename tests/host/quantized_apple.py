@@ -59,17 +59,22 @@ class Hard(nn.Module):
         return self.one(image), x, self.loud(x * 1e-3)
 
 
+NETWORKS: dict[str, type[nn.Module]] = {"layers": Layers, "hard": Hard}
+
+
 @cache
-def prepared(network: type[nn.Module]) -> tuple[Program, list[tuple[torch.Tensor, ...]]]:
+def prepared(name: str) -> tuple[Program, list[tuple[torch.Tensor, ...]]]:
     """The program with seeded weights away from 0, and batches of inputs."""
+    layers = name == "layers"
     generator = torch.Generator().manual_seed(3)
-    module = network().eval()
+    module = NETWORKS[name]().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.any() and parameter.abs().max() < 1e6:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    images = [torch.rand(1, 3 if network is Layers else 32, 8, 8, generator=generator) * 2 - 1 for _ in range(4)]
-    batches = [(image, torch.tensor([7 * n])) if network is Layers else (image,) for n, image in enumerate(images)]
+    images = [torch.rand(1, 3 if layers else 32, 8, 8, generator=generator) * 2 - 1 for _ in range(4)]
+    words = [(torch.tensor([7 * n]),) if layers else () for n in range(4)]
+    batches: list[tuple[torch.Tensor, ...]] = [(image, *word) for image, word in zip(images, words, strict=True)]
     exported = torch.export.export(module, batches[0])
     specs = (TensorSpec("image", tuple(images[0].shape)), TensorSpec("word", (1,), "int64", 300))[: len(batches[0])]
     outputs = [TensorSpec(f"out_{n}", tuple(t.shape)) for n, t in enumerate(exported.module()(*batches[0]))]
@@ -77,7 +82,7 @@ def prepared(network: type[nn.Module]) -> tuple[Program, list[tuple[torch.Tensor
 
 
 def converted(
-    made: Format, recipe: Recipe, folder: Path, options: Options, network: type[nn.Module] = Layers
+    made: Format, recipe: Recipe, folder: Path, options: Options, network: str = "layers"
 ) -> tuple[Path, Signature, Program]:
     """A file of the network as the recipe says, and the program that it was made of."""
     program, batches = prepared(network)
@@ -87,7 +92,7 @@ def converted(
     return path, signature, quantized
 
 
-def expected_weights(recipe: Recipe, network: type[nn.Module] = Layers) -> dict[str, StoredTensor]:
+def expected_weights(recipe: Recipe, network: str = "layers") -> dict[str, StoredTensor]:
     """Name in the file -> what the arithmetic of weights makes of the float weight, where it makes anything."""
     module = prepared(network)[0].module()
     found = {layer.weight: layer for layer in apply.layers(module)}
@@ -106,8 +111,12 @@ def check_weight(found: StoredWeight, expected: StoredTensor, *, half: bool, exa
 
     `exact`: the file holds the recipe's own form, or a table of integers in its place. Otherwise its values only.
     """
-    near = {"rtol": 2**-11, "atol": 2**-24} if half else {"rtol": 0, "atol": 0}
-    np.testing.assert_allclose(found.dense(), expected.dense().numpy(), **{**near, "rtol": 4 * near["rtol"]})
+    relative, absolute = (2**-11, 2**-24) if half else (0.0, 0.0)
+
+    def near(came: np.ndarray, wanted: torch.Tensor, steps: int = 1) -> None:
+        np.testing.assert_allclose(came, wanted.numpy(), rtol=steps * relative, atol=absolute)
+
+    near(found.dense(), expected.dense(), 4)
     if not exact:
         return
     mask = np.ones(found.values.shape, np.uint8) if expected.mask is None else expected.mask.numpy()
@@ -115,13 +124,13 @@ def check_weight(found: StoredWeight, expected: StoredTensor, *, half: bool, exa
     integers = found if expected.table is not None else replace(found, scheme="integer", scale=None, mask=None)
     if expected.table is not None:
         assert found.table is not None
-        np.testing.assert_allclose(found.table, expected.table.numpy(), **near)
+        near(found.table, expected.table)
         np.testing.assert_array_equal(integers.values * mask, expected.values.numpy() * mask)
     elif expected.scale is not None:
         np.testing.assert_array_equal(integers.dense() * mask, expected.values.numpy() * mask)
     if expected.scale is not None:
         assert found.scale is not None
-        np.testing.assert_allclose(found.scale, expected.scale.numpy(), **near)
+        near(found.scale, expected.scale)
 
 
 def ideal_bytes(expected: StoredTensor, bits: int, float_bytes: int) -> float:

@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from quantized_apple import (
-    Hard,
-    Layers,
     check_activations,
     check_weight,
     converted,
@@ -31,7 +29,7 @@ FORMAT = CoreAIFormat()
 WHOLE = [name for name in EXAMPLES if resolve(name, "fp32").quantizes and name not in ("w8a16", "lut8", "lut6")]
 
 
-def check(recipe: Recipe, folder: Path, network: type = Layers, floor_db: int = 80) -> Path:
+def check(recipe: Recipe, folder: Path, network: str = "layers", floor_db: int = 80) -> Path:
     """The file computes what the hub does, holds its integers, and no more than they take."""
     half = recipe.floats == "float16"
     path, signature, quantized = converted(FORMAT, recipe, folder, Options(), network)
@@ -69,12 +67,12 @@ def test_in_half_the_integers_stay(name: str, floor_db: int, tmp_path: Path) -> 
 def test_what_is_hard_is_held_too(tmp_path: Path) -> None:
     """A shared weight is stored once; zeros, one channel and a weight of a million are computed as in the hub."""
     for name in ("w4c", "lut3", "levels2", "sparse50-w8"):
-        path = check(resolve(name, "fp32"), tmp_path, Hard)
+        path = check(resolve(name, "fp32"), tmp_path, "hard")
         assert [weight.name for weight in FORMAT.stored(path).weights].count("shared_weight") == 1
 
 
 def test_a_weight_of_a_million_is_finite_in_half(tmp_path: Path) -> None:
-    path, _, _ = converted(FORMAT, resolve("w8", "fp16"), tmp_path, Options(), Hard)
+    path, _, _ = converted(FORMAT, resolve("w8", "fp16"), tmp_path, Options(), "hard")
     loud = next(weight for weight in FORMAT.stored(path).weights if weight.name == "loud_weight")
     assert loud.scale is not None
     assert np.isfinite((loud.values * loud.scale).astype(np.float16)).all()

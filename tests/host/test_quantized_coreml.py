@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from lean_coremltools import coremltools
 from quantized_apple import (
-    Hard,
-    Layers,
     check_activations,
     check_weight,
     converted,
@@ -47,7 +45,7 @@ def lean_import() -> Iterator[None]:
     yield
 
 
-def check(recipe: Recipe, folder: Path, target: str, network: type = Layers, floor_db: int = 80) -> Path:
+def check(recipe: Recipe, folder: Path, target: str, network: str = "layers", floor_db: int = 80) -> Path:
     """The file computes what the hub does, holds its integers, and no more than they take."""
     half, options = recipe.floats == "float16", Options(deployment_target=target)  # type: ignore[arg-type]
     native = FORMAT.support(recipe, options).level == "native"
@@ -116,13 +114,13 @@ def test_coremltools_makes_the_same_of_it(name: str, target: str, tmp_path: Path
 def test_what_is_hard_is_held_too(tmp_path: Path) -> None:
     """A shared weight is stored once; zeros, one channel and a weight of a million are computed as in the hub."""
     for name, target in (("w4c", "iOS18"), ("levels2", "iOS18"), ("sparse50-w8", "iOS18"), ("lut3", "iOS17")):
-        path = check(resolve(name, "fp32"), tmp_path, target, Hard)
+        path = check(resolve(name, "fp32"), tmp_path, target, "hard")
         assert [weight.name for weight in FORMAT.stored(path).weights].count("shared_weight") == 1
 
 
 @pytest.mark.parametrize("name", ["w8", "lut4"])
 def test_a_weight_of_a_million_is_finite_in_half(name: str, tmp_path: Path) -> None:
-    path, _, _ = converted(FORMAT, resolve(name, "fp16"), tmp_path, Options(), Hard)
+    path, _, _ = converted(FORMAT, resolve(name, "fp16"), tmp_path, Options(), "hard")
     loud = next(weight for weight in FORMAT.stored(path).weights if weight.name == "loud_weight")
     assert np.isfinite(loud.dense().astype(np.float16)).all()
     assert loud.dense().max() > 65000
