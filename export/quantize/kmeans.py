@@ -15,16 +15,18 @@ ends."""
 LEAST_CUTS = 192
 EXACT = 512
 """Distinct numbers with which it chooses among all, so that the result is the optimum."""
-FINER_CUTS = 8
-"""The same when it chooses again, near the ends that it found."""
-REACH = 4
-"""As many times as long as before may a cluster then be."""
-PASSES = 20
-"""At most."""
+NEAR = np.arange(-4, 5)
+"""The same around each end that it found, in steps of a part of the cluster there: as long as that helps, an eighth of
+it; then ever smaller ones, for ends that all must move by little."""
+STEPS = (1 / 8, 1 / 32)
+REACH = 4 * len(NEAR)
+"""Parts between neighbouring cuts that a cluster may then hold."""
+PASSES = 40
+"""Of all sizes of steps, at most."""
 ROUNDS = 100
 """Of Lloyd's algorithm in a pass, at most."""
 SETTLED = 1e-5
-"""What a pass must take off the square error, as a part of it, for another to follow."""
+"""What a pass must take off the square error, as a part of it, for steps of that size to go on."""
 
 
 def kmeans(values: "Tensor", bits: int) -> "Tensor":
@@ -45,24 +47,35 @@ def _clustered(ordered: Array, count: int) -> Array:
     firsts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
     if len(firsts) <= count:
         return np.concatenate([ordered[firsts], np.full(count - len(firsts), ordered[-1])])
-    sums = np.concatenate([[0], np.cumsum(ordered, dtype=np.float64)])
-    squares = np.square(ordered, dtype=np.float64)
+    sums, squares = _prefix(ordered.astype(np.float64)), _prefix(np.square(ordered, dtype=np.float64))
     most = max(LEAST_CUTS, CUTS * count)
     exact = len(firsts) <= max(most, EXACT)
     cuts = firsts if exact else _cuts(ordered, most)
-    best, error, reach = np.zeros(count), np.inf, len(cuts)
-    for _ in range(1 if exact else PASSES):
+    reach, sizes = len(cuts), list(STEPS)
+    best, kept, error = np.zeros(count), cuts, np.inf
+    for _ in range(PASSES):
         centres, ends = _lloyd(ordered, sums, _programmed(sums, squares, cuts, count, reach))
-        before, error = error, float(squares.sum() - _explained(sums, ends))
-        best = centres if error < before else best
-        if not error < before * (1 - SETTLED):
+        found = _error(sums, squares, ends)
+        settled = found > error * (1 - SETTLED)
+        if found < error:
+            best, kept, error = centres, ends, found
+        if settled:
+            sizes.pop(0)
+        if exact or not sizes:
             break
-        if np.diff(ends).all():
-            cuts, reach = _split(ends, FINER_CUTS), REACH * FINER_CUTS
+        if np.diff(kept).all():
+            cuts, reach = _near(kept, sizes[0]), REACH
         else:  # values that no number is nearest to are better used elsewhere, which may be far away
-            cuts = np.unique(np.concatenate([cuts, _split(ends, CUTS)]))
+            cuts = np.unique(np.concatenate([cuts, kept[:-1], (kept[:-1] + kept[1:]) // 2]))
             reach = len(cuts)
     return best
+
+
+def _prefix(values: Array) -> Array:
+    """Sums whose differences are sums between two places. Counted from the middle: what lies far out is not in the
+    others' way, where a huge number would swallow their digits."""
+    middle = len(values) // 2
+    return np.concatenate([-np.cumsum(values[:middle][::-1])[::-1], [0], np.cumsum(values[middle:])])
 
 
 def _cuts(ordered: Array, most: int) -> Array:
@@ -78,9 +91,12 @@ def _cuts(ordered: Array, most: int) -> Array:
     return np.unique(np.concatenate([found, even.astype(np.int64)]))
 
 
-def _split(ends: Array, parts: int) -> Array:
-    """Where the parts of clusters begin."""
-    return np.unique(np.concatenate([ends[:-1] + np.diff(ends) * part // parts for part in range(parts)]))
+def _near(ends: Array, step: float) -> Array:
+    """Cuts around the ends of clusters, the first number's among them."""
+    widths = np.diff(ends)
+    before, after = (widths[:-1, None] * step * NEAR[NEAR < 0], widths[1:, None] * step * NEAR[NEAR >= 0])
+    moves = np.concatenate([before, after], 1).round().astype(np.int64)
+    return np.unique(np.append(ends[1:-1, None] + moves, 0))
 
 
 def _programmed(sums: Array, squares: Array, cuts: Array, count: int, reach: int) -> Array:
@@ -88,14 +104,14 @@ def _programmed(sums: Array, squares: Array, cuts: Array, count: int, reach: int
 
     A cluster holds at most `reach` of the parts between neighbouring cuts.
     """
-    ends = np.append(cuts, len(squares))
-    first, second = sums[ends], np.concatenate([[0], np.cumsum(np.add.reduceat(squares, cuts))])
+    ends = np.append(cuts, len(sums) - 1)
+    first, second = sums[ends], squares[ends]
     reach = min(reach, len(cuts))
     starts = np.arange(len(ends))[:, None] + np.arange(-reach, 0)
     sizes = np.maximum(ends[:, None] - ends[starts], 1)
     cost = second[:, None] - second[starts] - (first[:, None] - first[starts]) ** 2 / sizes  # [end, start]
     cost[starts < 0] = np.inf
-    least = second - first**2 / np.maximum(ends, 1)
+    least = second - second[0] - (first - first[0]) ** 2 / np.maximum(ends, 1)
     least[0] = np.inf
     choices = []
     for _ in range(count - 1):
@@ -124,7 +140,6 @@ def _lloyd(ordered: Array, sums: Array, ends: Array) -> tuple[Array, Array]:
     return centres, ends
 
 
-def _explained(sums: Array, ends: Array) -> float:
-    """The part of the numbers' sum of squares that the means of clusters leave no error of."""
-    sizes = np.diff(ends)
-    return float((np.diff(sums[ends]) ** 2 / np.maximum(sizes, 1)).sum())
+def _error(sums: Array, squares: Array, ends: Array) -> float:
+    """The square error that the means of clusters leave."""
+    return float((np.diff(squares[ends]) - np.diff(sums[ends]) ** 2 / np.maximum(np.diff(ends), 1)).sum())
