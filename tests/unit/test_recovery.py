@@ -219,3 +219,18 @@ def test_layers_side_by_side(prepared: Program) -> None:
     counts += [len(sites(quantized.module())), len(sites(simulated(quantized, Crossbar()).module()))]
     assert counts == [5, 5, 5]
     assert ops.is_weight(sites(quantized.module())[0].weight)
+
+
+@pytest.mark.parametrize("recipe", ["w4c", "levels1", "lut2g16", "w8a8"])
+def test_dead_channels_and_outliers_stay_finite(recipe: str) -> None:
+    net = Net()
+    with torch.no_grad():
+        net.first.weight[3] = net.first.bias[3] = 0.0  # type: ignore[index]
+        net.point.weight.zero_()
+        net.last.weight[0, 0] = 1e6
+    prepared = apply.prepared(program(net))
+    found = apply.quantize(prepared, named(recipe), CALIBRATION, store=rounding.Rounding(prepared, CALIBRATION))
+    found = matched(prepared, found, CALIBRATION, scales=True)
+    found = tuned(prepared, found, CALIBRATION, train=("biases",), steps=2)
+    assert all(bool(value.isfinite().all()) for value in constants(found).values() if value.is_floating_point())
+    assert bool(found.run(CALIBRATION[0])[0].isfinite().all())
