@@ -1,5 +1,6 @@
 """The best 2**bits values for the numbers of a tensor: one-dimensional k-means, at or next to its optimum."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,10 @@ ends."""
 LEAST_CUTS = 192
 EXACT = 512
 """Distinct numbers with which it chooses among all, so that the result is the optimum."""
+GROUPS = 2**18
+"""Of neighbours that count as one number: 256 clusters of them end a thousandth of their size too early or late."""
+ALONE = 2**10
+"""Numbers at both ends that are in no group."""
 NEAR = np.arange(-4, 5)
 """The same around each end that it found, in steps of a part of the cluster there: as long as that helps, an eighth of
 it; then ever smaller ones, for ends that all must move by little."""
@@ -44,18 +49,43 @@ def kmeans(values: "Tensor", bits: int) -> "Tensor":
 def _clustered(ordered: Array, count: int) -> Array:
     if not len(ordered):
         return np.zeros(count)
-    firsts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
-    if len(firsts) <= count:
-        return np.concatenate([ordered[firsts], np.full(count - len(firsts), ordered[-1])])
-    sums, squares = _prefix(ordered.astype(np.float64)), _prefix(np.square(ordered, dtype=np.float64))
-    most = max(LEAST_CUTS, CUTS * count)
-    exact = len(firsts) <= max(most, EXACT)
-    cuts = firsts if exact else _cuts(ordered, most)
+    changes = ordered[1:] != ordered[:-1]
+    distinct = int(np.count_nonzero(changes)) + 1
+    if distinct <= max(count, EXACT):
+        starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+        if distinct <= count:
+            return np.concatenate([ordered[starts], np.full(count - distinct, ordered[-1])])
+    else:
+        starts = _groups(len(ordered))
+    places = np.append(starts, len(ordered))
+    sums = np.add.reduceat(ordered, starts, dtype=np.float64)
+    points = sums / np.diff(places)
+    return _best(Points(points, places, _prefix(sums), _prefix(sums * points)), count, exact=len(starts) <= EXACT)
+
+
+def _groups(size: int) -> Array:
+    """Where neighbouring sorted numbers are taken together, of which there may be millions; at both ends none are."""
+    every, ends = max(1, size // GROUPS), min(size, ALONE)
+    return np.unique(np.concatenate([np.arange(ends), np.arange(0, size, every), np.arange(size - ends, size)]))
+
+
+@dataclass(frozen=True)
+class Points:
+    """Sorted numbers, each with how many came before it, and sums and sums of squares up to it (`_prefix`)."""
+
+    values: Array
+    counts: Array
+    sums: Array
+    squares: Array
+
+
+def _best(points: Points, count: int, *, exact: bool) -> Array:
+    cuts = np.arange(len(points.values)) if exact else _cuts(points.values, max(LEAST_CUTS, CUTS * count))
     reach, sizes = len(cuts), list(STEPS)
     best, kept, error = np.zeros(count), cuts, np.inf
     for _ in range(PASSES):
-        centres, ends = _lloyd(ordered, sums, _programmed(sums, squares, cuts, count, reach))
-        found = _error(sums, squares, ends)
+        centres, ends = _lloyd(points, _programmed(points, cuts, count, reach))
+        found = _error(points, ends)
         settled = found > error * (1 - SETTLED)
         if found < error:
             best, kept, error = centres, ends, found
@@ -99,19 +129,19 @@ def _near(ends: Array, step: float) -> Array:
     return np.unique(np.append(ends[1:-1, None] + moves, 0))
 
 
-def _programmed(sums: Array, squares: Array, cuts: Array, count: int, reach: int) -> Array:
+def _programmed(points: Points, cuts: Array, count: int, reach: int) -> Array:
     """The `count` clusters between cuts that leave the least square error, as their `count + 1` ends.
 
     A cluster holds at most `reach` of the parts between neighbouring cuts.
     """
-    ends = np.append(cuts, len(sums) - 1)
-    first, second = sums[ends], squares[ends]
+    ends = np.append(cuts, len(points.values))
+    sizes, first, second = points.counts[ends], points.sums[ends], points.squares[ends]
     reach = min(reach, len(cuts))
     starts = np.arange(len(ends))[:, None] + np.arange(-reach, 0)
-    sizes = np.maximum(ends[:, None] - ends[starts], 1)
-    cost = second[:, None] - second[starts] - (first[:, None] - first[starts]) ** 2 / sizes  # [end, start]
+    within = np.maximum(sizes[:, None] - sizes[starts], 1)
+    cost = second[:, None] - second[starts] - (first[:, None] - first[starts]) ** 2 / within  # [end, start]
     cost[starts < 0] = np.inf
-    least = second - second[0] - (first - first[0]) ** 2 / np.maximum(ends, 1)
+    least = second - second[0] - (first - first[0]) ** 2 / np.maximum(sizes, 1)
     least[0] = np.inf
     choices = []
     for _ in range(count - 1):
@@ -126,20 +156,21 @@ def _programmed(sums: Array, squares: Array, cuts: Array, count: int, reach: int
     return ends[[0, *reversed(path)]]
 
 
-def _lloyd(ordered: Array, sums: Array, ends: Array) -> tuple[Array, Array]:
+def _lloyd(points: Points, ends: Array) -> tuple[Array, Array]:
     """The means of clusters and their ends, settled: each number belongs to the nearest mean."""
-    centres = np.diff(sums[ends]) / np.diff(ends)
+    centres = np.diff(points.sums[ends]) / np.diff(points.counts[ends])
     for _ in range(ROUNDS):
-        middles = ((centres[1:] + centres[:-1]) / 2).astype(ordered.dtype)
-        moved = np.concatenate([[0], np.searchsorted(ordered, middles), [len(ordered)]])
+        moved = np.searchsorted(points.values, (centres[1:] + centres[:-1]) / 2)
+        moved = np.concatenate([[0], moved, [len(points.values)]])
         if np.array_equal(moved, ends):
             break
         ends = moved
-        sizes = np.diff(ends)
-        centres = np.where(sizes > 0, np.diff(sums[ends]) / np.maximum(sizes, 1), centres)
+        sizes = np.diff(points.counts[ends])
+        centres = np.where(sizes > 0, np.diff(points.sums[ends]) / np.maximum(sizes, 1), centres)
     return centres, ends
 
 
-def _error(sums: Array, squares: Array, ends: Array) -> float:
+def _error(points: Points, ends: Array) -> float:
     """The square error that the means of clusters leave."""
-    return float((np.diff(squares[ends]) - np.diff(sums[ends]) ** 2 / np.maximum(np.diff(ends), 1)).sum())
+    sums, sizes = np.diff(points.sums[ends]), np.maximum(np.diff(points.counts[ends]), 1)
+    return float((np.diff(points.squares[ends]) - sums**2 / sizes).sum())
