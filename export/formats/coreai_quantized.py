@@ -32,10 +32,13 @@ def register(converter: Any, exported: "ExportedProgram") -> None:
             # An operator inside of a weight is written with it. What stands in its place, nothing reads.
             return _full(node.meta["val"].shape, _element(node.meta["val"].dtype), 0)
 
-    for name in ("dequantize", "lookup", "masked"):
-        converter.register_torch_lowering(f"handheld::{name}.default")(weight)
-    converter.register_torch_lowering("quantized_decomposed::quantize_per_tensor.default")(_activation)
-    converter.register_torch_lowering("quantized_decomposed::dequantize_per_tensor.default")(_activation)
+    lowerings = {f"handheld::{name}.default": weight for name in ("dequantize", "lookup", "masked")}
+    lowerings |= {
+        f"quantized_decomposed::{name}_per_tensor.default": _activation for name in ("quantize", "dequantize")
+    }
+    for name, lowering in lowerings.items():
+        # A program that lacks an operator is decomposed further, and comes again.
+        converter.register_torch_lowering(name, allow_override=True)(lowering)
 
 
 def _weight(stored: StoredTensor, name: str) -> Any:

@@ -3,6 +3,7 @@
 iOS 16 has their parameters as attributes, with indices and masks in bytes; iOS 18 as inputs, of types of few bits.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
@@ -38,7 +39,11 @@ class _Reader:
         inner = {name for op in self._operations if op.type.startswith(EXPRESSION) for name in _read(op)}
         roots = [op for op in self._operations if op.outputs and op.outputs[0].name not in inner]
         weights = [self._expression(op) for op in roots if op.type.startswith(EXPRESSION)]
-        weights += [self._constant(op.attributes["val"], _name(op)) for op in roots if self._is_weight(op)]
+        weights += [
+            self._constant(op.attributes["val"], re.sub("^[pbc]_", "", _name(op)))
+            for op in roots
+            if self._is_weight(op)
+        ]
         return Stored(
             tuple(w for w in weights if w.values.ndim > 1 and w.values.size >= SMALLEST), tuple(self._activations())
         )

@@ -1,5 +1,6 @@
 """The quantized weights of a lifted graph, found again: what a format writes down in a form of its own."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from handheld.export.formats.lifted import Lifted
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+KIND = "^[pbc]_"
+"""What PyTorch puts before the name of a parameter, a buffer or a constant."""
 
 
 def constants(exported: "ExportedProgram") -> "dict[str, Tensor]":
@@ -55,7 +59,7 @@ class Parts:
     @property
     def name(self) -> str:
         """What the weight was called before it was stored so, as an identifier."""
-        return self.values.name.rpartition("_")[0].removeprefix("p_").removeprefix("b_").removeprefix("c_")
+        return re.sub(KIND, "", self.values.name.rpartition("_")[0])
 
     def stored(self, held: "dict[str, Tensor]") -> StoredTensor:
         """The tensors themselves."""
