@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two workers, each with one thread: converters and runtimes bring threads of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny test-slow kills mutations faults fuzz false-alarms damage versus bench-coreml wheel schemas clean
+.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus bench-coreml wheel schemas clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/handheld ship efficientformerv2_s0 --out out
@@ -38,6 +38,12 @@ zoo: $(VENV)/dev.stamp
 
 zoo-tiny: $(VENV)/dev.stamp
 	$(BIN)/handheld check --zoo out/zoo-tiny --tiny
+
+# Every recipe in every format, of every tiny twin: exported, executed, compared. Hours.
+RECIPES = w8,w8a8,w8a16,w4,w4c,lut8,lut6,lut4,lut4g16,lut4-w8,lut3,lut2,lut1,sparse50,sparse2of4,sparse50-w8,sparse50-lut4,levels1,levels2,levels4
+
+matrix: $(VENV)/dev.stamp
+	$(BIN)/handheld check --zoo out/matrix --tiny --recipe $(RECIPES)
 
 # The Core ML runtime beside eager PyTorch, on this machine.
 bench-coreml: $(VENV)/dev.stamp

@@ -32,6 +32,9 @@ MATRIX = "zoo.json"
 SLOW_HALF_MACS = 5e9
 """Above it, Core AI's half is not executed: its interpreter on Linux does 0.03 GMAC/s in half, minutes for each."""
 
+CALIBRATION = "drawn:8"
+"""What the ranges of integer activations are found with: networks without trained weights have no better inputs."""
+
 Progress = Callable[[str, str], None]
 Status = Literal["passed", "failed", "error", "not run", "not available"]
 
@@ -48,6 +51,8 @@ class MatrixCell(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the converter, of torch, and of what executed the file."""
     psnr_db: float | None = None
+    cost_db: float | None = None
+    """Of a quantized file: its PSNR against the model itself."""
     limit_db: float | None = None
     reason: str | None = None
     size_bytes: int | None = None
@@ -96,7 +101,7 @@ def matrix(
 
     specs = [zoo.get(name) for name in models] or [spec for spec in zoo.specs() if spec.tiny == tiny]
     targets = [formats.get(name) for name in to]
-    chosen = [recipe.resolve(name, "fp32").name for name in recipes]
+    chosen = [name if recipe.resolve(name, "fp32").quantizes else recipe.resolve(name, "fp32").name for name in recipes]
     done = files.read_record(out / MATRIX, Matrix) if (out / MATRIX).exists() else Matrix()
     for spec in specs:
         place = out / "work"
@@ -141,7 +146,13 @@ def _cell(
 ) -> MatrixCell:
     cell = MatrixCell(model=spec.name, format=format_name, recipe=recipe, status="error", key=key)
     request = Request(
-        model=refer(spec.name), to=(format_name,), recipe=recipe, out=place / "out", jobs=1, timeout=timeout
+        model=refer(spec.name),
+        to=(format_name,),
+        recipe=recipe,
+        calibrate=CALIBRATION,
+        out=place / "out",
+        jobs=1,
+        timeout=timeout,
     )
     try:
         exported = exporting.export(request, say, cache=Cache(place / "cache"))
@@ -160,7 +171,8 @@ def _cell(
             return cell.model_copy(update={"status": "not available"})
         if not made.ok:
             return cell
-        if format_name == "coreai" and recipe == "fp16" and spec.macs > SLOW_HALF_MACS:
+        in_half = exporting.chosen(request, format_name).floats == "float16"
+        if format_name == "coreai" and in_half and spec.macs > SLOW_HALF_MACS:
             reason = "converted; its interpreter on Linux computes half at 0.03 GMAC/s: see the tiny twin"
             return cell.model_copy(update={"status": "not run", "reason": reason})
         return _compared(cell, check(place / "out", threads=threads, timeout=timeout, progress=say).cells[0])
@@ -174,6 +186,7 @@ def _compared(cell: MatrixCell, checked: CheckCell) -> MatrixCell:
             "status": checked.status,
             "reason": checked.reason,
             "psnr_db": checked.parity.psnr_db if checked.parity else None,
+            "cost_db": checked.cost.psnr_db if checked.cost else None,
             "limit_db": checked.limit_db,
             "check_seconds": checked.seconds,
         }

@@ -544,6 +544,11 @@ def _with_picture(options: Options, golden: Golden) -> Options:
     return options.model_copy(update={"image_input": pictures[0]}) if golden.boundary.picture and pictures else options
 
 
+def chosen(request: Request, format_name: str) -> Recipe:
+    """The recipe of a request, as a format takes it."""
+    return recipe.resolve(request.recipe, formats.get(format_name).default_recipe)
+
+
 def reference_folder(chosen: Recipe) -> str:
     """Where, in the model's folder, the golden data of its form quantized by a recipe lies."""
     return f"quantized.{chosen.name}"

@@ -79,19 +79,19 @@ def show_split(out: Console, done: SplitReport) -> None:
 
 
 def show_matrix(out: Console, done: Matrix) -> None:
-    """Networks by formats, then what each cell cost, then why some are not there."""
-    names = sorted({cell.name for cell in done.cells})
-    models = list(dict.fromkeys(cell.model for cell in done.cells))
-    there = {(cell.model, cell.name): cell for cell in done.cells}
+    """Networks and recipes by formats, then what each cell cost, then why some are not there."""
+    names = list(dict.fromkeys(cell.format for cell in done.cells))
+    lines = list(dict.fromkeys((cell.model, cell.recipe) for cell in done.cells))
+    there = {(cell.model, cell.recipe, cell.format): cell for cell in done.cells}
     rows: list[list[str | Text]] = [
-        [model, *(_in_matrix(there.get((model, name))) for name in names)] for model in models
+        [model, made, *(_in_matrix(there.get((model, made, name))) for name in names)] for model, made in lines
     ]
     used = sorted({f"{name} {version}" for cell in done.cells for name, version in cell.versions.items()})
     caption = (
-        "worst PSNR in dB over the golden inputs against eager PyTorch (float32, probe weights), measured on host; "
-        + ", ".join(used)
+        "worst PSNR in dB over the golden inputs against eager PyTorch (float32, probe weights; of quantized files: "
+        "against the quantized model), measured on host; " + ", ".join(used)
     )
-    show_table(out, "Zoo", ["network", *(f">{name}" for name in names)], rows, caption=caption)
+    show_table(out, "Zoo", ["network", "recipe", *(f">{name}" for name in names)], rows, caption=caption)
     costs: list[list[str | Text]] = [
         [
             f"{cell.model}/{cell.name}",
@@ -100,11 +100,14 @@ def show_matrix(out: Console, done: Matrix) -> None:
             _mb(cell.peak_memory_bytes),
             _mb(cell.estimated_memory_bytes),
             "–" if cell.check_seconds is None else f"{cell.check_seconds:.1f}",
+            "–" if cell.cost_db is None else _db(cell.cost_db),
         ]
         for cell in done.cells
         if cell.size_bytes
     ]
-    columns = ["artifact", ">size MB", ">conversion s", ">peak MB", ">estimated peak MB", ">check s"]
+    columns = [
+        "artifact", ">size MB", ">conversion s", ">peak MB", ">estimated peak MB", ">check s", ">dB to the float model",
+    ]  # fmt: skip
     show_table(out, "What each cost", columns, costs, caption="measured on host, once, the conversion's process alone")
     _reasons(out, [(f"{cell.model}/{cell.name}", cell.reason) for cell in done.cells])
 
