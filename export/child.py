@@ -156,14 +156,15 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     from handheld.export import rewrites
     from handheld.export.formats.overhead import without_overhead
     from handheld.export.program import Program
-    from handheld.export.stages import decomposed, stage_of
+    from handheld.export.stages import decomposed, slow_in_half, stage_of
 
     artifact = folder / request.artifact
     with without_overhead():
         program = Program.load(request.program / PROGRAM)
         rewritten, counts = rewrites.apply(program, request.format, neural_engine=request.options.neural_engine)
         stages = [stage_of("rewritten", rewritten, request.program)]
-        target.watch = lambda exported: stages.append(decomposed(exported, request.program))
+        if not (target.computes_in_half and request.recipe.floats == "float16" and slow_in_half(request.program)):
+            target.watch = lambda exported: stages.append(decomposed(exported, request.program))
         signature = target.convert(rewritten, request.recipe, artifact, request.options)
     converted = Converted(
         signature=signature,

@@ -106,6 +106,8 @@ class Golden(Record):
     """Mean and std of the model's image input, for drawing pictures; None if it takes none."""
     quality: Literal["top1", "psnr"]
     parameters: int | None
+    macs: float | None = None
+    """Multiply-accumulates of one run, as PyTorch counts them; next to none where it cannot."""
     cases: tuple[Case, ...]
     arrays_sha256: str
 

@@ -20,6 +20,16 @@ CASES = 2
 run on the converted file."""
 
 
+HALF_MACS = 5e9
+"""Multiply-accumulates of one run from which on a graph in half is not run: PyTorch does 0.15-0.3e9 of them a second
+in half on a processor (measured), and some hundred times as many in float32."""
+
+
+def slow_in_half(golden_folder: Path) -> bool:
+    """Whether the model is too large to be run in half by PyTorch."""
+    return (GoldenData(golden_folder).record.macs or 0) > HALF_MACS
+
+
 def stage_of(name: Literal["exported", "rewritten"], program: Program, golden_folder: Path) -> Stage:
     """How far `program` is from the reference on the first golden inputs."""
     module = program.module()

@@ -204,7 +204,7 @@ class Reference:
             for output, array in zip(names, results[0], strict=True)
         )
         self._results = results
-        self._golden = self._golden.model_copy(update={"cases": tuple(cases), "outputs": self.outputs})
+        self._golden = self._golden.model_copy(update={"cases": tuple(cases), "outputs": self.outputs, "macs": macs})
 
     @staticmethod
     def _draws(model: LoadedModel, boundary: Boundary) -> Iterator[tuple[str, int, Arrays | None]]:

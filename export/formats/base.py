@@ -102,6 +102,8 @@ class Format(ABC):
     """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes` and the values of one
     run: an estimate, from Stable Diffusion's UNet."""
     memory_base_bytes: ClassVar[int]
+    computes_in_half: ClassVar[bool] = False
+    """Whether the graph that the converter is handed under fp16 is one that PyTorch would compute in half."""
     watch: "Callable[[ExportedProgram], None] | None" = None
     """Told by `convert` of the graph that it hands to the converter, where that is not the program itself; its inputs
     and outputs have the order of the program's. So the stage "decomposed" is measured without making it twice."""

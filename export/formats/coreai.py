@@ -45,6 +45,7 @@ class CoreAIFormat(Format):
         "fp32": "the program as it is",
         "fp16": "the program cast to half, constants included; inputs, outputs and angles float32",
     }
+    computes_in_half = True
     memory_factor = 3.1
     memory_base_bytes = 450 << 20
 
