@@ -79,12 +79,12 @@ def _bindings() -> Any:
     import torch  # noqa: F401  # they link to its libraries
 
     try:
-        from executorch.extension.pybindings import _C
+        from executorch.extension.pybindings import _C as bindings
     except ImportError:  # moved: executorch.runtime's own way to them
-        from executorch.extension.pybindings import portable_lib
+        from executorch.extension.pybindings import portable_lib as bindings
+    import executorch.kernels.quantized  # noqa: F401  # whose library adds kernels for embeddings in integers
 
-        return portable_lib
-    return _C
+    return bindings
 
 
 def _problem(path: Path) -> str | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from handheld.export.program import Program
 
+
 def written(program: "Program") -> "Program":
     """The program with its stored weights in the operators of ExecuTorch."""
     import executorch.exir.passes._quant_patterns_and_replacements  # registers embedding_byte

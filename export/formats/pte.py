@@ -184,26 +184,20 @@ class _Inspector:
             self.fingerprint.feed(data)
 
     def _xnnpack_graph(self, data: memoryview) -> None:
-        """backends/xnnpack/serialization/xnnpack_graph_serialize.py, `XNNHeader`."""
-        start, size, constants, _ = struct.unpack_from("<IIIQ", data, 10)
-        graph = Reader(self.xnnpack, cut(data, start, size)).root("XNNGraph")
-        values = {}
-        for _, value in (entry["xvalue_union"] for entry in graph["xvalues"]):
-            tensor = value.get("tensor_value", value)
-            values[tensor["id_out"]] = (tensor, value.get("quant_params"))
+        graph, values, constants = xnnpack_graph(data, self.xnnpack)
         partition = sum(self.delegates.values())
         ids = {number: (partition, number) for number in values}
         self.fingerprint.feed("XNNGraph", len(graph["xnodes"]))
         for name in ("input_ids", "output_ids"):
             for number in graph[name]:
-                self._xnnpack_value(ids[number], *values[number], graph, data[constants:])
+                self._xnnpack_value(ids[number], *values[number], graph, constants)
         for node in graph["xnodes"]:
             kind, fields = node["xnode_union"]
             _count(self.operators, kind)
             self.fingerprint.feed(kind, node["output_min_max"])
             for name, field in fields.items():
                 if name.endswith("_id") and field in values:
-                    self._xnnpack_value(ids[field], *values[field], graph, data[constants:])
+                    self._xnnpack_value(ids[field], *values[field], graph, constants)
                 else:
                     self.fingerprint.feed(name, field)
 
@@ -216,10 +210,7 @@ class _Inspector:
             return
         self.fingerprint.feed(tensor["datatype"], tensor["dims"], tensor["flags"], quantization)
         if tensor["constant_buffer_idx"]:
-            where = graph["constant_data"][tensor["constant_buffer_idx"]]
-            named = where["offset"] == NO_CONSTANT
-            source = self.program.segment(self.program.named[where["named_key"]]) if named else constants
-            data = cut(source, 0 if named else where["offset"], where["size"])
+            data = xnnpack_constant(self.program, graph, constants, tensor["constant_buffer_idx"])
             kind = tensor["datatype"].removeprefix("xnn_datatype_")
             _count(self.weights, XNN_DTYPES.get(kind, kind), data.nbytes)
             self.fingerprint.feed(data)
@@ -236,6 +227,28 @@ class _Inspector:
             for name, number in more.items():
                 _count(counts, name, number)
         self.fingerprint.feed(package.fingerprint)
+
+
+def xnnpack_graph(data: memoryview, layout: Schema) -> tuple[dict[str, Any], dict[int, tuple[Any, Any]], memoryview]:
+    """The graph in a payload of XNNPACK's, its values by number (tensor, quantization), and where constants begin.
+
+    backends/xnnpack/serialization/xnnpack_graph_serialize.py, `XNNHeader`.
+    """
+    start, size, constants, _ = struct.unpack_from("<IIIQ", data, 10)
+    graph = Reader(layout, cut(data, start, size)).root("XNNGraph")
+    values = {}
+    for _, value in (entry["xvalue_union"] for entry in graph["xvalues"]):
+        tensor = value.get("tensor_value", value)
+        values[tensor["id_out"]] = (tensor, value.get("quant_params"))
+    return graph, values, data[constants:]
+
+
+def xnnpack_constant(program: Program, graph: dict[str, Any], constants: memoryview, index: int) -> memoryview:
+    """The bytes of constant `index` of XNNPACK's graph."""
+    where = graph["constant_data"][index]
+    named = where["offset"] == NO_CONSTANT
+    source = program.segment(program.named[where["named_key"]]) if named else constants
+    return cut(source, 0 if named else where["offset"], where["size"])
 
 
 def unpack_core_ml(data: memoryview, folder: Path) -> Path:

@@ -35,8 +35,12 @@ class File:
         self.tensors: list[Any] = self.graph.tensors
         self.operators: list[Any] = self.graph.operators
         self.outputs = [int(tensor) for tensor in self.graph.outputs]
-        self._types = {name: number for name, number in vars(schema.TensorType).items() if name[0] != "_"}
-        self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
+        self._types: dict[str, int] = {
+            name: number for name, number in vars(schema.TensorType).items() if name[0] != "_"
+        }
+        self._kinds: dict[int, str] = {
+            number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"
+        }
         self.producer: dict[int, Any] = {}
         self.users: dict[int, list[Any]] = {}
         for operator in self.operators:
@@ -209,7 +213,7 @@ class File:
             file.write(written)
             for data in constants.values() if behind else ():
                 file.write(b"\0" * (_aligned(file.tell()) - file.tell()))
-                file.write(data)
+                file.write(data.data)
         temporary.replace(path)
 
     def _constants(self) -> dict[int, Array]:
@@ -295,6 +299,11 @@ def unpack(packed: Array, bits: int, count: int) -> Array:
         raised = (packed << (8 - bits * (place + 1))).astype(np.uint8).view(np.int8)
         rows[:, place] = raised >> (8 - bits)
     return rows.reshape(-1)[:count]
+
+
+def _members(enum: Any) -> dict[str, int]:
+    """Of an enum of the schema: name -> number."""
+    return {name: number for name, number in vars(enum).items() if name[0] != "_"}
 
 
 def _aligned(offset: int) -> int:
