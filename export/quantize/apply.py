@@ -186,10 +186,11 @@ def _uses(
             node = next(iter(node.users))
         return _parameters(groups[node], seen)[0] if node in groups else None
 
-    uses = [(user, groups[user.args[0]]) for user in layer.users if user.args[0] in groups]
+    sources = [(user, groups.get(user.args[0])) for user in layer.users if graph.is_node(user.args[0])]
     return [
-        (_parameters(group, seen)[0], scale(user), graph.constant(graph.arguments(user).get("bias")))
-        for user, group in uses
+        (_parameters(source, seen)[0], scale(user), graph.constant(graph.arguments(user).get("bias")))
+        for user, source in sources
+        if source
     ]
 
 
