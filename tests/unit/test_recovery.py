@@ -13,11 +13,13 @@ from handheld.errors import HandheldError
 from handheld.export.program import Program
 from handheld.export.quantize import apply, ops
 from handheld.export.quantize.pim import Crossbar, simulated
-from handheld.export.quantize.recovery import distillation, rounding
+from handheld.export.quantize.recovery import rounding
 from handheld.export.quantize.recovery.distillation import tuned
+from handheld.export.quantize.recovery.losses import LOSSES, best, held_back
 from handheld.export.quantize.recovery.pupil import Pupil, What
 from handheld.export.quantize.recovery.sites import in_step, sites
 from handheld.export.quantize.recovery.statistics import matched
+from handheld.export.quantize.recovery.steps import recovered
 from handheld.export.recipe import named
 
 CALIBRATION = batches(24)
@@ -199,10 +201,24 @@ def test_training_that_does_not_help_changes_nothing(prepared: Program) -> None:
 
 def test_the_losses() -> None:
     a, b = [torch.tensor([[1.0, 2.0, 3.0]])], [torch.tensor([[1.0, 2.0, 5.0]])]
-    assert float(distillation._LOSSES["mse"](a, b)) == pytest.approx((4 / 3) / 10)
+    assert float(LOSSES["mse"](a, b)) == pytest.approx((4 / 3) / 10)
     p, q = ([math.exp(v) / sum(map(math.exp, row)) for v in row] for row in ([1.0, 2.0, 5.0], [1.0, 2.0, 3.0]))
     expected = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
-    assert float(distillation._LOSSES["kl"](a, b)) == pytest.approx(expected, rel=1e-5)
+    assert float(LOSSES["kl"](a, b)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_steps_are_kept_only_if_they_help(prepared: Program) -> None:
+    exact, coarse = apply.quantize(prepared, named("w8")), apply.quantize(prepared, named("levels1"))
+    found, losses = best(prepared, [coarse, exact], CALIBRATION, "kl")
+    assert found is exact
+    assert losses[1] < losses[0]
+    assert held_back(20) == ([i for i in range(20) if i % 8], [0, 8, 16])
+    assert held_back(1) == ([0], [0])
+    told: list[str] = []
+    assert recovered(prepared, prepared, CALIBRATION, progress=told.append) is prepared
+    assert "0.000000 as it is" in told[0]
+    better = recovered(prepared, coarse, CALIBRATION, steps=4, rate=3)
+    assert error(better, prepared) < 0.8 * error(coarse, prepared)
 
 
 def test_what_cannot_be_trained_is_said(prepared: Program) -> None:

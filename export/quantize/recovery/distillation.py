@@ -9,12 +9,12 @@ The result has the operators that the quantized program had; other integers, sca
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from handheld.errors import HandheldError
+from handheld.export.quantize.recovery.losses import LOSSES, Loss, held_back, loss_of
 from handheld.export.quantize.recovery.pupil import Pupil, What
 
 if TYPE_CHECKING:
@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 
     from handheld.export.program import Program
 
-Loss = Literal["mse", "kl"]
-
 RATES: dict[What, float] = {"biases": 1e-3, "scales": 3e-4, "weights": 1e-2}
 """The largest learning rates, of Adam: parts of a bias's root mean square, parts of a scale, steps of an integer."""
 
 ACCUMULATED = 8
 """Batches whose gradients make one step: programs have one static batch, mostly 1."""
-
-HELD_BACK = 8
-"""One batch of so many is not trained on, and says whether training helped."""
 
 
 def tuned(
@@ -48,24 +43,17 @@ def tuned(
 ) -> "Program":
     """`quantized`, trained on `batches` towards the outputs of `reference`, the prepared program that it was made of.
 
-    `loss`: "mse", the mean square of the error in parts of the reference's, or "kl", of the softmax over the last axis
-    of every output. Each of `steps` takes `ACCUMULATED` batches; `rate` is a factor for all of `RATES`. If the loss on
-    the batches that are held back did not fall, `quantized` itself is given back. Raises `HandheldError` for fewer than
-    two batches.
+    `loss` is one of `losses.LOSSES`. Each of `steps` takes `ACCUMULATED` batches; `rate` is a factor for all of `RATES`.
+    If the loss on the batches that are held back did not fall, `quantized` itself is given back. Raises `HandheldError`
+    for fewer than two batches.
     """
     if len(batches) < 2:
         raise HandheldError(f"expected 2 or more batches to train with; came {len(batches)}.")
     expected = [reference.run(batch) for batch in batches]
-    measure = _LOSSES[loss]
+    measure = LOSSES[loss]
     pupil = Pupil(reference, quantized, train)
-    kept = list(range(0, len(batches), HELD_BACK))
-    used = [index for index in range(len(batches)) if index not in kept]
-
-    def held_back() -> float:
-        with torch.no_grad():
-            return sum(float(measure(pupil.module(*batches[i]), expected[i])) for i in kept) / len(kept)
-
-    before = held_back()
+    used, kept = held_back(len(batches))
+    before = loss_of(pupil.module, [batches[i] for i in kept], [expected[i] for i in kept], loss)
     generator = torch.Generator().manual_seed(seed)
     groups = [{"params": found, "lr": RATES[kind] * rate} for kind in RATES if (found := pupil.parameters(kind))]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
@@ -83,21 +71,6 @@ def tuned(
         optimizer.step()
         schedule.step()
         progress(f"step {step} of {steps}: loss {total:.6f}")
-    after = held_back()
+    after = loss_of(pupil.module, [batches[i] for i in kept], [expected[i] for i in kept], loss)
     progress(f"loss on {len(kept)} batches that were held back: {before:.6f} before, {after:.6f} after")
     return pupil.program() if after < before else quantized
-
-
-def _relative_error(given: "Sequence[Tensor]", wanted: "Sequence[Tensor]") -> "Tensor":
-    pairs = zip(given, wanted, strict=True)
-    errors = [(a.float() - b.float()).square().mean() / b.float().square().mean().clamp_min(1e-12) for a, b in pairs]
-    return torch.stack(errors).mean()
-
-
-def _divergence(given: "Sequence[Tensor]", wanted: "Sequence[Tensor]") -> "Tensor":
-    pairs = [(a.float().log_softmax(-1), b.float().log_softmax(-1)) for a, b in zip(given, wanted, strict=True)]
-    parts = [F.kl_div(a, b, log_target=True, reduction="none").sum(-1).mean() for a, b in pairs]
-    return torch.stack(parts).mean()
-
-
-_LOSSES: dict[Loss, Callable[..., "Tensor"]] = {"mse": _relative_error, "kl": _divergence}
