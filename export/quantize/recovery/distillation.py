@@ -43,7 +43,7 @@ def tuned(
 ) -> "Program":
     """`quantized`, trained on `batches` towards the outputs of `reference`, the prepared program that it was made of.
 
-    `loss` is one of `losses.LOSSES`. Each of `steps` takes `ACCUMULATED` batches; `rate` is a factor for all of `RATES`.
+    `loss`: see `losses.LOSSES`. Each of `steps` takes `ACCUMULATED` batches; `rate` is a factor for all of `RATES`.
     If the loss on the batches that are held back did not fall, `quantized` itself is given back. Raises `HandheldError`
     for fewer than two batches.
     """
