@@ -78,10 +78,15 @@ def _bindings() -> Any:
     """The compiled bindings: private, but there in 0.02 s after torch, where `executorch.runtime` takes 5 s."""
     import torch  # noqa: F401  # they link to its libraries
 
+    bindings: Any
     try:
-        from executorch.extension.pybindings import _C as bindings
+        from executorch.extension.pybindings import _C
+
+        bindings = _C
     except ImportError:  # moved: executorch.runtime's own way to them
-        from executorch.extension.pybindings import portable_lib as bindings
+        from executorch.extension.pybindings import portable_lib
+
+        bindings = portable_lib
     import executorch.kernels.quantized  # noqa: F401  # whose library adds kernels for embeddings in integers
 
     return bindings
