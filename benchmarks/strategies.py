@@ -48,10 +48,14 @@ def _compare(model_name: str, sizes: list[int], record: Path | None) -> None:
         bits = f"{searcher.average_bits(assignment):.2f}"
         rows.append([title, budget, f"{searcher.size_bytes(assignment) / 1e6:.3f}", bits, *figures, str(runs)])
 
+    alone = found.model_copy(
+        update={"trials": tuple(t.model_copy(update={"error": t.weight_error}) for t in found.trials)}
+    )
     kinds = {
         "bitsfusion": (fewer, "bitsfusion"),
         "greedy, the same levels": (fewer, "greedy"),
         "greedy, all candidates": (found, "greedy"),
+        "the same, from the weights' own errors": (alone, "greedy"),
     }
     for name in MORE:
         form = named(name).rules[0].weights

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from handheld.errors import HandheldError, unknown
 from handheld.export.quantize.sensitivity import Meter, Sensitivity, psnr_db
@@ -188,9 +189,10 @@ class Search:
     def _in_company(
         self, assignment: Assignment, error: float, errors: Mapping[tuple[str, str], float]
     ) -> dict[tuple[str, str], float]:
-        """Errors scaled to what each layer adds to `error` where the others are stored as the assignment says."""
+        """Errors scaled to what each layer adds to `error` where the others are stored as the assignment says, against
+        what is usual: errors of the weights alone have another unit."""
         names = {form: name for name, form in self._forms.items()}
-        corrected = dict(errors)
+        ratios: dict[str, float] = {}
         with self._meter.holding(assignment):
             for module, how in assignment.items():
                 alone = errors[module, names[how]] if how else 0.0
@@ -198,11 +200,12 @@ class Search:
                     continue
                 self._runs += 1
                 with self._meter.holding({module: None}):
-                    added = error - self._meter.error()
-                factor = min(max(added / alone, 1 / TRUSTED), TRUSTED)
-                for name in self._forms:
-                    corrected[module, name] = errors[module, name] * factor
-        return corrected
+                    ratios[module] = max((error - self._meter.error()) / alone, 0.0)
+        usual = median(ratios.values()) if ratios else 0.0
+        if not usual:
+            return dict(errors)
+        factors = {module: min(max(ratio / usual, 1 / TRUSTED), TRUSTED) for module, ratio in ratios.items()}
+        return {(module, name): value * factors.get(module, 1.0) for (module, name), value in errors.items()}
 
     def _greedy(self, errors: Mapping[tuple[str, str], float]) -> Path:
         """Along the lower convex hulls of all layers' (size, error), steepest steps first: the solutions of

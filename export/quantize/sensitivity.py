@@ -137,7 +137,15 @@ class Meter:
         return error / (sum(float(weight.double().square().sum()) for weight, _ in pairs) or 1.0)
 
     def error(self) -> float:
-        """Of the outputs, with the weights as they are now: as `Trial` says. Infinite if one is not finite."""
+        """Of the outputs, with the weights as they are now: as `Trial` says. Infinite if one is not finite.
+
+        Raises `HandheldError` if there are no inputs.
+        """
+        if not self._batches:
+            raise HandheldError(
+                "expected inputs to run the network on; there are none.",
+                hint="Type: --calibrate FOLDER (images), --calibrate FILE.npz or --calibrate FILE.py:FUNCTION",
+            )
         errors = []
         for batch, references in zip(self._batches, self._references, strict=True):
             for got, reference, peak in zip(self._run(batch), references, self._peaks, strict=True):

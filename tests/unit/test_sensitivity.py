@@ -97,6 +97,17 @@ def test_the_weights_alone(program: Program) -> None:
     assert found.of("levels1")["head"].error == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_search_that_starts_from_the_weights_alone_is_measured_all_the_same(
+    program: Program, batches: list[list[Tensor]]
+) -> None:
+    found = measure(program, [], CANDIDATES)
+    best = Search(Meter(program, batches), found).run(Budget(bits=3.0))
+    assert best.psnr_db == pytest.approx(psnr_db(error_of(program, best.recipe, batches)), abs=0.01)
+    assert best.runs > len(found.units)
+    with pytest.raises(HandheldError, match="expected inputs to run the network on"):
+        Search(Meter(program, []), found).run(Budget(bits=3.0))
+
+
 def layer_weight(program: Program, module: str) -> str:
     return next(layer.weight for layer in apply.layers(program.module()) if layer.module == module)
 
