@@ -65,7 +65,9 @@ def _clustered(ordered: Array, count: int) -> Array:
 
 def _groups(size: int) -> Array:
     """Where neighbouring sorted numbers are taken together, of which there may be millions; at both ends none are."""
-    every, ends = max(1, size // GROUPS), min(size, ALONE)
+    every, ends = size // GROUPS, min(size, ALONE)
+    if every <= 1:
+        return np.arange(size)
     return np.unique(np.concatenate([np.arange(ends), np.arange(0, size, every), np.arange(size - ends, size)]))
 
 
