@@ -66,15 +66,22 @@ def _arithmetic() -> None:
     for name in RECIPES:
         how = recipes.named(name).rules[0].weights
         assert how
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         stored = store(weight, how)
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - used
         error = stored.dense().sub_(weight).square().mean()
         kept = weight * stored.mask if stored.mask is not None else weight
         snr = 10 * math.log10(float(kept.square().mean() / (stored.dense() - kept).square().mean().clamp_min(1e-30)))
-        whole = seconds * UNET_WEIGHTS / weight.numel()
-        rows.append([name, f"{seconds:.2f}", f"{whole:.0f}", f"{snr:.1f}", f"{float(error):.3g}"])
-    columns = ["recipe", ">s", ">s for the UNet's weights", ">SNR of what is kept, dB", ">mean square error"]
+        whole = used * UNET_WEIGHTS / weight.numel()
+        rows.append([name, f"{seconds:.2f}", f"{used:.2f}", f"{whole:.0f}", f"{snr:.1f}", f"{float(error):.3g}"])
+    columns = [
+        "recipe",
+        ">s",
+        ">CPU s",
+        ">CPU s for the UNet's weights",
+        ">SNR of what is kept, dB",
+        ">mean square error",
+    ]
     threads = torch.get_num_threads()
     caption = f"measured on host, {threads} threads; normal weights of {'x'.join(map(str, WEIGHTS))}"
     show_table(console(), "Quantizing weights", columns, rows, caption=caption)
