@@ -95,13 +95,13 @@ class ExecuTorch(_PTE):
             return pte_stored.stored(path)
 
     def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
-        from handheld.export.formats.xnnpack_passes import needed_passes_only
+        from handheld.export.formats.xnnpack_passes import linears_of_integers_and_floats, needed_passes_only
 
         if recipe.quantizes:
             from handheld.export.formats import executorch_quantized
 
             program = executorch_quantized.written(program)
-        with needed_passes_only():
+        with needed_passes_only(), linears_of_integers_and_floats():
             plainer = _without_idle_copies(program)
             self._watched(plainer.exported)
             return super()._lowered(plainer, recipe, options)

@@ -23,6 +23,8 @@ def written(program: "Program") -> "Program":
     import executorch.exir.passes._quant_patterns_and_replacements  # registers embedding_byte
     import executorch.kernels.quantized  # noqa: F401 registers the out variants of such operators
 
+    from handheld.export.quantize import ops
+
     module = program.module()
     for weight in integer_graph.weights(module):
         if weight.scale is None:
@@ -31,8 +33,10 @@ def written(program: "Program") -> "Program":
         for user in list(weight.node.users):
             if graph.operator(user) == "embedding.default":
                 _embed(user, weight)
-            else:
-                user.replace_input_with(weight.node, _dequantized(user, weight))
+                continue
+            user.replace_input_with(weight.node, _dequantized(user, weight))
+            if graph.operator(user) == "linear.default" and user.args[0].target is not ops.ACTIVATIONS[1]:  # type: ignore[union-attr]
+                _add_bias_after(user)
         graph.erase(weight.node)
     integer_graph.fold_pads(module)
     graph.drop_unused_constants(module)
@@ -60,6 +64,19 @@ def _dequantized(user: "Node", weight: MadeWeight) -> "Node":
         made = user.graph.call_function(operator, (*constants, axis, -127, 127, torch.int8))
     made.meta["val"] = weight.node.meta["val"]
     return made
+
+
+def _add_bias_after(linear: "Node") -> None:
+    """Add a layer's bias by an operator of its own: see `xnnpack_passes.linears_of_integers_and_floats`."""
+    given = graph.arguments(linear)
+    if given["bias"] is None:
+        return
+    linear.args, linear.kwargs = (given["input"], given["weight"]), {}
+    users = list(linear.users)
+    added = graph.call(linear, "add.Tensor", linear, given["bias"])
+    linear.append(added)
+    for user in users:
+        user.replace_input_with(linear, added)
 
 
 def _embed(node: "Node", weight: MadeWeight) -> None:
@@ -105,14 +122,14 @@ def _rule(rule: Rule) -> Support:
         return _impossible("XNNPACK looks no weight up in a table")
     if weights and weights.per == "block":
         return _impossible("XNNPACK has scales of blocks only beside activations that are rounded anew in each run")
-    if not activations and rule.operators != ("embedding",):
+    if not activations and not set(rule.operators or ("conv",)) <= {"linear", "embedding"}:
         return _impossible(
-            "XNNPACK computes with integer weights only beside integer activations; weights made floats by an operator "
-            "outside the delegate, in every run, keep their layers out of it too"
+            "XNNPACK computes convolutions with integer weights only beside integer activations; linear layers and "
+            'embeddings alone can have them (a rule with operators = ["linear", "embedding"])'
         )
     if weights is None:
         return _equivalent(f"weights in floats; {_FLOATS_BETWEEN}")
-    how = _INTEGERS if activations else "weights in 8-bit integers, made floats row by row as they are read"
+    how = _INTEGERS if activations else "weights in 8-bit integers, multiplied by floats as they are read"
     if weights.scheme != "integer" or weights.bits != 8 or weights.sparsity:
         return _equivalent(f"{_stored(weights)} stored in 8 bits each; {how}")
     return Support(level="native", how=how)

@@ -22,7 +22,11 @@ DEPTHWISE = "depthwise.weight"
 
 
 def recipe_of(name: str, floats: str = "fp32") -> Recipe:
-    """The recipe called `name`; one with a name of `kept-…` keeps the layer `middle` in floats."""
+    """The recipe called `name`; `kept-…` keeps the layer `middle` in floats, `linear-…` all convolutions."""
+    if name.startswith("linear-"):
+        rest = resolve(name.removeprefix("linear-"), floats)
+        rule = rest.rules[0].model_copy(update={"operators": ("linear", "embedding")})
+        return rest.model_copy(update={"name": name, "rules": (rule,)})
     if not name.startswith("kept-"):
         return resolve(name, floats)
     rest = resolve(name.removeprefix("kept-"), floats)

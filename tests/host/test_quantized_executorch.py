@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantized_files import Array, Files, assert_holds, assert_scales, assert_size, weights_of_hub
+from quantized_files import Array, Files, assert_holds, assert_scales, assert_size, recipe_of, weights_of_hub
 
+from handheld.export.formats.base import Options
 from handheld.export.formats.executorch import ExecuTorch
+from handheld.export.metrics import psnr_db
 
 pytest.importorskip("executorch")
 
@@ -16,7 +18,7 @@ CASES = ("plain:w8a8", "odd:w8a8", "odd:kept-w8a8", "plain:w4ca8")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files("executorch", tmp_path_factory.mktemp("executorch"), list(CASES))
+    return Files("executorch", tmp_path_factory.mktemp("executorch"), [*CASES, "plain:linear-w8"])
 
 
 def execute(path: Path, held: dict[str, Array]) -> list[Array]:
@@ -75,3 +77,17 @@ def test_all_is_one_partition(made: Files) -> None:
 def test_a_layer_that_is_kept_stays_in_floats(made: Files) -> None:
     stored = ExecuTorch().stored(made.path("odd:kept-w8a8", ".pte"))
     assert [(w.values.shape, w.bits) for w in stored.weights if w.scheme == "float"] == [((32, 1, 1, 32), 32)]
+
+
+def test_linear_layers_take_integers_beside_floats(made: Files) -> None:
+    """With their biases, which the vendor's partitioner cannot have there."""
+    held, path = made.held("plain:linear-w8"), made.path("plain:linear-w8", ".pte")
+    features, rows = execute(path, held)
+    assert psnr_db(held["features"], features) > 110
+    assert np.array_equal(rows, held["rows"])
+    stored = [weight for weight in ExecuTorch().stored(path).weights if weight.scheme == "integer"]
+    assert len(stored) == len(weights_of_hub(held)) == 3
+    for name, (values, scale) in weights_of_hub(held).items():
+        assert_holds(next(weight for weight in stored if weight.values.size == values.size), name, values, scale)
+    assert ExecuTorch().inspect(path).delegates == {"XnnpackBackend": 1}
+    assert ExecuTorch().quantized(recipe_of("linear-w8"), Options()).level == "native"
