@@ -55,9 +55,10 @@ def test_imports_point_only_leftward(folder: str) -> None:
 
 
 def test_no_module_imports_torch_or_a_converter() -> None:
-    """All of them, in one process, but those of children (trace, stages) and of the Core ML runtime behind its door."""
+    """All of them, in one process, but children's (trace, stages), the Core ML runtime's and quantization's inner ones."""
     heavy = ("torch", "coremltools", "coreai_torch", "litert_torch", "executorch", "onnx", "onnxruntime", "tensorflow")
-    needs_torch = re.compile(r"^import torch|^from torch|^from handheld\.runtimes\.coreml\.(model|op)", re.MULTILINE)
+    behind_doors = r"^from handheld\.(runtimes\.coreml\.(model|op)|export\.quantize)"
+    needs_torch = re.compile(rf"^import torch|^from torch|{behind_doors}", re.MULTILINE)
     light = [m for m in MODULES if not needs_torch.search(_file_of(m).read_text())]
     assert len(light) > 40
     code = (
