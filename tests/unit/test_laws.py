@@ -55,7 +55,7 @@ def test_imports_point_only_leftward(folder: str) -> None:
 
 
 def test_no_module_imports_torch_or_a_converter() -> None:
-    """All of them, in one process, but children's (trace, stages), the Core ML runtime's and quantization's inner ones."""
+    """All of them, in one process, but children's (trace, stages), and inner ones of Core ML and quantization."""
     heavy = ("torch", "coremltools", "coreai_torch", "litert_torch", "executorch", "onnx", "onnxruntime", "tensorflow")
     behind_doors = r"^from handheld\.(runtimes\.coreml\.(model|op)|export\.quantize)"
     needs_torch = re.compile(rf"^import torch|^from torch|{behind_doors}", re.MULTILINE)
