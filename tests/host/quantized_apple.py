@@ -81,12 +81,22 @@ def prepared(name: str) -> tuple[Program, list[tuple[torch.Tensor, ...]]]:
     return apply.prepared(Program(exported, specs, tuple(outputs))), batches
 
 
+def _arithmetic(recipe: Recipe) -> str:
+    """What decides the integers: all but the floats around them."""
+    return recipe.model_copy(update={"floats": "float32"}).model_dump_json()
+
+
+@cache
+def _quantized(recipe: str, network: str) -> Program:
+    program, batches = prepared(network)
+    return apply.quantize(program, Recipe.model_validate_json(recipe), batches)
+
+
 def converted(
     made: Format, recipe: Recipe, folder: Path, options: Options, network: str = "layers"
 ) -> tuple[Path, Signature, Program]:
     """A file of the network as the recipe says, and the program that it was made of."""
-    program, batches = prepared(network)
-    quantized = apply.quantize(program, recipe, batches)
+    quantized = _quantized(_arithmetic(recipe), network)
     path = folder / f"{recipe.name}{made.suffix}"
     signature = made.convert(rewrites.apply(quantized, made.name)[0], recipe, path, options)
     return path, signature, quantized
@@ -94,6 +104,12 @@ def converted(
 
 def expected_weights(recipe: Recipe, network: str = "layers") -> dict[str, StoredTensor]:
     """Name in the file -> what the arithmetic of weights makes of the float weight, where it makes anything."""
+    return _expected(_arithmetic(recipe), network)
+
+
+@cache
+def _expected(text: str, network: str) -> dict[str, StoredTensor]:
+    recipe = Recipe.model_validate_json(text)
     module = prepared(network)[0].module()
     found = {layer.weight: layer for layer in apply.layers(module)}
     stored = {
