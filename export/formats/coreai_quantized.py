@@ -25,14 +25,14 @@ def register(converter: Any, exported: "ExportedProgram") -> None:
     """Teach `converter`, and no other, the operators of quantized programs, for this one."""
     made, held = weights(exported.graph), constants(exported)
 
-    def weight(_: Any, node: "Node", loc: Any) -> Any:
+    def weight(values: Any, node: "Node", loc: Any) -> Any:  # noqa: ARG001 the converter's
         with loc:
             if node in made:
                 return _weight(made[node].stored(held), made[node].name)
             # An operator inside of a weight is written with it. What stands in its place, nothing reads.
             return _full(node.meta["val"].shape, _element(node.meta["val"].dtype), 0)
 
-    lowerings = {f"handheld::{name}.default": weight for name in ("dequantize", "lookup", "masked")}
+    lowerings: dict[str, Any] = {f"handheld::{name}.default": weight for name in ("dequantize", "lookup", "masked")}
     lowerings |= {
         f"quantized_decomposed::{name}_per_tensor.default": _activation for name in ("quantize", "dequantize")
     }

@@ -1,5 +1,6 @@
 """Quantized Core ML files, executed by handheld's runtime: the hub's integers, and what the hub computes."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +41,12 @@ OLD = ("w8", "w8a8", "w4c", "lut4", "lut4-w8", "lut3", "sparse50", "sparse50-w8"
 
 @pytest.fixture(scope="module", autouse=True)
 def lean_import() -> Iterator[None]:
-    """Import coremltools as the exporting child process does."""
+    """Import coremltools as the exporting child process does; each conversion ends in a collection, of less so."""
     assert coremltools().__version__
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
 
 
 def check(recipe: Recipe, folder: Path, target: str, network: str = "layers", floor_db: int = 80) -> Path:
