@@ -29,6 +29,9 @@ LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 """The weight's axis of output channels, of which kernels expect the scales."""
 
+WEIGHTS = {kind: ("INT8",) if kind in ("DEPTHWISE_CONV_2D", "TRANSPOSE_CONV") else ("INT8", "INT4") for kind in LAYERS}
+"""The weights that integer kernels take. The depthwise one refuses larger weights of 4 bits when it is run."""
+
 COMPUTES = ("ADD", "SUB", "MUL", "MEAN", "BATCH_MATMUL", "RELU", "RELU6", "GELU", "LEAKY_RELU", "HARD_SWISH")
 COMPUTES_16 = ("ADD", "SUB", "MUL", "MEAN", "BATCH_MATMUL", "RELU", "RELU6", "LEAKY_RELU")
 """Operators whose integer kernels take and give any scales."""
@@ -186,7 +189,7 @@ def _layer(file: File, operator: Any, kind: str, made: int) -> None:
         return
     how = file.tensors[weight].quantization
     scales = np.asarray(how.scale, np.float64)
-    if file.dtype(weight) not in ("INT8", "INT4") or (scales.size > 1 and how.quantizedDimension != CHANNELS[kind]):
+    if file.dtype(weight) not in WEIGHTS[kind] or (scales.size > 1 and how.quantizedDimension != CHANNELS[kind]):
         return
     place = 3 if kind == "TRANSPOSE_CONV" else 2
     bias = operator.inputs[place] if len(operator.inputs) > place and operator.inputs[place] >= 0 else None

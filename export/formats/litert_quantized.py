@@ -207,6 +207,7 @@ def _rule(rule: Rule) -> Support:
         "XNNPACK's integer kernels" if activations.bits == 8 else "LiteRT's own integer kernels (XNNPACK has none)"
     )
     how += f"; activations in {activations.bits}-bit integers, computed by {kernels}; inputs and outputs stay float32"
+    how += "; depthwise layers compute in floats" if weights.bits == 4 else ""
     return Support(level=level, how=how)
 
 
@@ -224,12 +225,13 @@ def _weights(weights: Weights) -> tuple[Literal["native", "equivalent"], str]:
         width = next(width for width in (2, 4, 8) if 2 ** (weights.bits - 1) < 2 ** (width - 1))
         return "equivalent", f"{2**weights.bits + 1} levels are stored as {width}-bit integers, and computed in floats"
     how = f"weights in {weights.bits}-bit integers"
-    how += ", made floats once when the file is loaded" if weights.per != "block" else _BLOCKS
+    how += _FOLDED if weights.per != "block" else _BLOCKS
     if weights.sparsity:
         return "equivalent", f"{how}; zeros are stored like any other"
     return "native", how
 
 
+_FOLDED = ", made floats once, in the first run"
 _BLOCKS = ", a MUL by the blocks' scales in every run"
 
 
