@@ -1,8 +1,9 @@
 """A quantized program in a form that gradients pass through.
 
 Rounding, of activations and of trained weights, passes gradients on as if it were not there, except where it clips (the
-straight-through estimator, arXiv 1308.3432). Weights are trained in units of their scale, from the float weight as far
-as that rounds to what is stored; scales in parts of themselves; biases and norms in units of their root mean square.
+straight-through estimator, arXiv 1308.3432). Weights are trained in units of their scale, from the float weight where
+that rounds to what is stored, else from a quarter of a step beside that, well away from the next; scales in parts of
+themselves; biases and norms in units of their root mean square.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -126,7 +127,8 @@ class Pupil:
             return values  # type: ignore[no-any-return]
         stored = _constant(values)
         top = int(stored.abs().max().clamp_min(1))
-        start = stored + (wanted - stored).clamp(-0.49, 0.49)
+        away = wanted - stored
+        start = stored + torch.where(away.abs() < 0.499, away, 0.25 * away.sign())
         kept = stored.dtype
         latent = self._train(values, "weights", start, lambda given: given.round().clamp(-top, top).to(kept))
         with values.graph.inserting_after(latent):
