@@ -203,6 +203,7 @@ def _rule(rule: Rule) -> Support:
     if not whole or not weights or weights.per == "block":
         how += f"; activations rounded to {activations.bits}-bit integers between operators that compute in floats"
         return Support(level="equivalent", how=how)
+    how = how.replace(_FOLDED, "")
     kernels = (
         "XNNPACK's integer kernels" if activations.bits == 8 else "LiteRT's own integer kernels (XNNPACK has none)"
     )
