@@ -33,7 +33,7 @@ class Accounting:
 
     `weights` are the numbers that the recipe stores in few bits, `bits` what they take: log2(2^b + 1) each in levels.
     `cached`: values of a fixed schedule; `removed`: parameters that they stand for. `floats`: all other numbers.
-    `scales`: one for each output channel.
+    `scales`: one for each output channel in levels or integers; values of tables, too.
     """
 
     weights: int
@@ -81,8 +81,17 @@ def account(original: "Program", prepared: "Program", how: Recipe) -> Accounting
         cached=cached,
         removed=before - (sum(sizes.values()) - cached) if cached else 0,
         floats=sum(sizes.values()) - cached - weights,
-        scales=sum(layer.shape[layer.channel_axis] for layer, _ in stored),
+        scales=sum(_scales(layer, form) for layer, form in stored),
     )
+
+
+def _scales(layer: "Layer", how: Weights) -> int:
+    import torch
+
+    from handheld.export.quantize.weights import blocks_of
+
+    blocks = math.prod(blocks_of(torch.Size(layer.shape), how, layer.channel_axis))
+    return blocks * 2**how.bits if how.scheme == "table" else blocks
 
 
 def information_bits(stored: "Iterable[tuple[Layer, Weights]]") -> float:

@@ -70,7 +70,7 @@ def store(weight: "Tensor", how: Weights, channel_axis: int = 0, name: str = "a 
         weight = weight * mask
     if how.scheme == "float":
         return StoredTensor(weight, 32, mask=mask)
-    blocks = _blocks(weight.shape, how, channel_axis)
+    blocks = blocks_of(weight.shape, how, channel_axis)
     if how.scheme == "table":
         return _table(weight, how, blocks, mask)
     if how.scheme == "levels":
@@ -89,7 +89,7 @@ def stored_bytes(shape: Sequence[int], how: Weights, channel_axis: int = 0) -> i
     if how.sparsity:
         kept = round(count * (1 - (how.sparsity.n or 0) / how.sparsity.m if how.sparsity.m else 1 - how.sparsity.part))
         held = count / 8
-    blocks = torch.Size(_blocks(size, how, channel_axis)).numel()
+    blocks = torch.Size(blocks_of(size, how, channel_axis)).numel()
     if how.scheme == "float":
         return math.ceil(held + 4 * kept)
     if how.scheme == "levels":
@@ -204,7 +204,7 @@ def _mask(weight: "Tensor", sparsity: Sparsity, channel_axis: int) -> "Tensor | 
     return kept.reshape(weight.shape)
 
 
-def _blocks(shape: "torch.Size", how: Weights, channel_axis: int) -> tuple[int, ...]:
+def blocks_of(shape: "torch.Size", how: Weights, channel_axis: int) -> tuple[int, ...]:
     """How many scales or tables there are along each axis."""
     blocks = [1] * len(shape)
     if how.per == "tensor":
