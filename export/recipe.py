@@ -15,6 +15,10 @@ Names decode as follows; parts are joined by "-", in this order:
     lut4g16            one table per 16 output channels
     lut4-w8            and the table's values in 8-bit integers, one scale per tensor
     levels2            BitsFusion's 2^2 + 1 symmetric levels, one scale per output channel (1 to 7; arXiv 2406.04333)
+    …-gptq             weights rounded with regard to what their layers take, errors made up for (needs calibration)
+    …-matched          each channel's mean as the float model has it, by its bias (needs calibration)
+    …-tuned            biases, norms' weights and scales trained towards the float model (needs calibration, minutes)
+    …-qat              and the weights themselves
     …-fp16             the rest in float16 (…-fp32: in float32) where `default` is not wanted
 
 So `sparse50-w8`, `lut4g16-fp32`. What is not in this grammar is a file: a recipe is a list of rules, and the first that
@@ -25,7 +29,7 @@ import re
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -39,6 +43,7 @@ TABLE_BITS = (1, 2, 3, 4, 6, 8)
 """Widths of table indices that Core ML has (iOS 18; before, 3 is missing)."""
 
 Observer = Literal["minmax", "percentile", "mse", "entropy"]
+Recovery = Literal["gptq", "matched", "tuned", "qat"]
 
 
 class Sparsity(Record):
@@ -127,6 +132,8 @@ class Recipe(Record):
     """Of what no rule quantizes. `default` is each format's own."""
     rules: tuple[Rule, ...] = ()
     """The first that matches a layer counts; a layer that none matches keeps floats."""
+    recovery: tuple[Recovery, ...] = ()
+    """What is done to win accuracy back, in this order: see the names' parts."""
     description: str = ""
 
     @property
@@ -136,8 +143,13 @@ class Recipe(Record):
 
     @property
     def activations(self) -> bool:
-        """Whether it needs calibration."""
+        """Whether values between layers are integers."""
         return any(rule.activations for rule in self.rules)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration data."""
+        return self.activations or bool(self.recovery)
 
     def rule(self, module: str, operator: str) -> Rule | None:
         """The rule for a layer."""
@@ -158,6 +170,7 @@ EXAMPLES = (
 _GRAMMAR = re.compile(
     r"(?:sparse(?:(?P<part>\d\d?)|(?P<n>\d+)of(?P<m>\d+))(?:-(?=.)|$))?"
     r"(?:w(?P<w>\d)(?:b(?P<block>\d+)|(?P<c>c))?(?:a(?P<a>\d+))?|lut(?P<lut>\d)(?:g(?P<g>\d+))?(?P<tw>-w8)?|levels(?P<levels>\d))?"
+    r"(?P<gptq>-gptq)?(?P<matched>-matched)?(?P<tuned>-tuned)?(?P<qat>-qat)?"
     r"(?:(?:-|(?<=-))fp(?P<fp>16|32))?"
 )
 
@@ -172,7 +185,8 @@ def named(name: str) -> Recipe:
     try:
         rule = Rule(weights=_weights(found.groupdict()), activations=_activations(found["a"]))
         floats: Any = f"float{found['fp']}" if found["fp"] else "default"
-        return Recipe(name=name, floats=floats, rules=(rule,), description=describe(rule))
+        recovery: Any = tuple(step for step in get_args(Recovery) if found[step])
+        return Recipe(name=name, floats=floats, rules=(rule,), recovery=recovery, description=describe(rule))
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise HandheldError(f"recipe {name!r}: {reason}.", hint="Type: handheld recipes") from None

@@ -362,6 +362,7 @@ class _Run:
         key = key_of(
             program=files.read_record(source / PROGRAM_RECORD, ProgramRecord).sha256,
             rules=[rule.model_dump(mode="json") for rule in chosen.rules],
+            recovery=chosen.recovery,
             recipe=chosen.name,
             calibrate=self.request.calibrate and (self.request.calibrate, _content(self.request.calibrate)),
             own=own_source_hash(),

@@ -44,6 +44,9 @@ FUSED = ("relu.default", "hardtanh.default", "clamp.default", "relu6.default")
 """Operators that kernels do at the end of a layer: between the two nothing is rounded."""
 
 
+CALIBRATE_HINT = "Type: --calibrate FOLDER (pictures), FILE.npz, FILE.py:FUNCTION, or drawn:N for seeded noise."
+
+
 @dataclass(frozen=True)
 class Layer:
     """One weight that a recipe can store: `module` is its path in the model, `operator` what recipes call it."""
@@ -153,7 +156,7 @@ def quantize(
         if quantized and not batches:
             raise HandheldError(
                 f"recipe {recipe.name} needs calibration data: inputs to find the ranges of activations with.",
-                hint="Type: --calibrate FOLDER (images), --calibrate FILE.npz or --calibrate FILE.py:FUNCTION",
+                hint=CALIBRATE_HINT,
             )
         seen = ranges(module, {node: group.how for node, group in quantized.items()}, batches) if quantized else {}
         for layer in found:

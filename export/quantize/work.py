@@ -1,6 +1,6 @@
 """The work of the child that quantizes: a program from a folder, its quantized form and the record of it to another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,16 @@ from handheld.export.manifest import (
 )
 from handheld.export.program import Program
 from handheld.export.quantize import apply, calibration
+from handheld.export.quantize.apply import CALIBRATE_HINT
+from handheld.export.quantize.recovery import distillation, statistics
+from handheld.export.quantize.recovery.losses import Loss
+from handheld.export.quantize.recovery.pupil import What
+from handheld.export.quantize.recovery.rounding import Rounding
 from handheld.export.recipe import Recipe, Rule, Weights, describe
 from handheld.export.stages import stage_of
+
+TRAINED: Mapping[str, Sequence[What]] = {"tuned": ("biases", "scales"), "qat": ("biases", "scales", "weights")}
+"""What the steps of recovery that train do train."""
 
 DRAWN, FIRST_SEED = "drawn", 1000
 """Calibration data that needs no files, and its first seed: golden inputs are not among it."""
@@ -40,16 +48,27 @@ def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, wor
     program = apply.prepared(Program.load(source / PROGRAM))
     batches: list[tuple[Tensor, ...]] = []
     described = ""
-    if recipe.activations and calibrate:
+    if recipe.calibrated and calibrate:
         batches, described = _batches(calibrate, reference.record)
+    if recipe.recovery and not batches:
+        raise HandheldError(
+            f"recipe {recipe.name} needs calibration data to win accuracy back with.", hint=CALIBRATE_HINT
+        )
     layers: list[QuantizedLayer] = []
+    rounding = Rounding(program, batches) if "gptq" in recipe.recovery else apply.plain_store
 
     def store(layer: "Layer", weight: "Tensor", how: Weights) -> "StoredTensor":
-        stored = apply.plain_store(layer, weight, how)
+        stored = rounding(layer, weight, how)
         layers.append(_told(layer, weight, stored, how))
         return stored
 
     quantized = apply.quantize(program, recipe, batches, store=store)
+    loss: Loss = "kl" if reference.record.quality == "top1" else "mse"
+    for step in recipe.recovery:
+        if step == "matched":
+            quantized = statistics.matched(program, quantized, batches)
+        elif step in TRAINED:
+            quantized = distillation.tuned(program, quantized, batches, train=TRAINED[step], loss=loss, progress=print)
     quantized.save(folder / PROGRAM)
     sha256 = trace.program_hash(quantized)
     _write_golden(reference, quantized, recipe, sha256, folder)

@@ -39,6 +39,10 @@ ALLOWED = {
     # Programs of their own, which show progress as the command line does.
     ("benchmarks/versus/__main__.py", "handheld.console"),
     ("benchmarks/coreml.py", "handheld.console"),
+    ("benchmarks/quantize.py", "handheld.console"),
+    ("benchmarks/strategies.py", "handheld.console"),
+    ("benchmarks/accuracy.py", "handheld.api"),
+    ("benchmarks/accuracy.py", "handheld.console"),
     ("benchmarks/faults/__main__.py", "handheld.api"),
     ("benchmarks/faults/__main__.py", "handheld.console"),
 }
