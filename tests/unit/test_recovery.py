@@ -179,7 +179,12 @@ def test_what_is_trained_starts_as_the_quantized_program(prepared: Program, reci
 
 @pytest.mark.parametrize(
     ("recipe", "train"),
-    [("w4c", ("biases",)), ("lut3", ("biases",)), ("w4c", ("biases", "scales", "weights")), ("w8a8", ("weights",))],
+    [
+        ("w4c", ("biases",)),
+        ("lut3", ("biases",)),
+        ("w4c", ("biases", "scales", "weights")),
+        ("w8a8", ("biases", "scales", "weights")),
+    ],
 )
 def test_training_pays_and_gives_what_was_trained(prepared: Program, recipe: str, train: tuple[What, ...]) -> None:
     quantized = apply.quantize(prepared, named(recipe), CALIBRATION)
