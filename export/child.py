@@ -24,6 +24,7 @@ from handheld.models.source import ModelReference
 from handheld.record import Record
 
 REQUEST, REPLY = "request.json", "reply.json"
+PACKED = "packed.safetensors"
 
 
 class TraceRequest(Record):
@@ -73,6 +74,14 @@ class QuantizeRequest(Record):
     calibrate: str | None = None
 
 
+class PackRequest(Record):
+    """Write the constants of the quantized program in a folder in as few bytes as they need."""
+
+    task: Literal["pack"] = "pack"
+    program: Path
+    recipe: str
+
+
 class InspectRequest(Record):
     """Read a converted file without running it."""
 
@@ -83,7 +92,7 @@ class InspectRequest(Record):
     """Read every weight too."""
 
 
-Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | QuantizeRequest | InspectRequest
+Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | QuantizeRequest | PackRequest | InspectRequest
 
 
 class Failed(Record):
@@ -103,6 +112,24 @@ class Converted(Record):
     work: Work
 
 
+class Packed(Record):
+    """A packed file. `layers` are what it holds of each weight, as read back from it; `work` is of packing alone."""
+
+    schema_version: Literal[1] = 1
+    model: str = ""
+    recipe: str
+    path: Path | None = None
+    size_bytes: int
+    layers: tuple[StoredLayer, ...]
+    work: Work
+
+    @property
+    def average_bits(self) -> float:
+        """Of the weights, with scales, tables and masks."""
+        elements = sum(layer.elements for layer in self.layers)
+        return sum(layer.bits_per_weight * layer.elements for layer in self.layers) / max(1, elements)
+
+
 class Reply(Record):
     """What a child tells its parent: one of these."""
 
@@ -112,6 +139,7 @@ class Reply(Record):
     converted: Converted | None = None
     inspection: Inspection | None = None
     layers: tuple[StoredLayer, ...] = ()
+    packed: Packed | None = None
 
 
 def work_since(start: float) -> Work:
@@ -193,6 +221,20 @@ def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
     return Reply(program=work.write(request.program, request.recipe, request.calibrate, folder, cost))
 
 
+def pack(request: PackRequest, folder: Path, start: float) -> Reply:
+    """Leave the packed file in `folder`."""
+    from handheld.export.program import Program
+    from handheld.export.quantize import packed
+    from handheld.export.quantize.bitsfusion import cached_in_half
+
+    path = folder / PACKED
+    # A schedule's table in half, as BitsFusion counts it: in float32 it would be the largest of the floats.
+    program = cached_in_half(Program.load(request.program / PROGRAM))
+    size = packed.write(program, path, request.recipe)
+    layers = in_figures(packed.PackedFile(path).stored())
+    return Reply(packed=Packed(recipe=request.recipe, size_bytes=size, layers=layers, work=work_since(start)))
+
+
 def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:
     """Leave the artifact and its golden data in `folder`."""
     from handheld.export.foreign import take_in
@@ -229,6 +271,7 @@ def main(folder: Path) -> None:
         "foreign": foreign,
         "split": split,
         "quantize": quantize,
+        "pack": pack,
         "inspect": inspect,
     }
     try:

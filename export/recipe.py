@@ -36,6 +36,9 @@ from pydantic import Field, ValidationError, model_validator
 from handheld.errors import HandheldError, unknown
 from handheld.record import Record
 
+SHIPPED = Path(__file__).parent / "recipes"
+"""Recipes that are files of handheld's own, and have their names."""
+
 SMALLEST = 256
 """Elements of the smallest weight that a recipe quantizes: below, scales and tables cost as much as they save."""
 
@@ -179,9 +182,11 @@ def named(name: str) -> Recipe:
     """The recipe that a name of the grammar stands for. Raises `HandheldError` for any other name."""
     if name in FLOATS:
         return FLOATS[name]
+    if (SHIPPED / f"{name}.toml").is_file() and name.isidentifier():
+        return read(SHIPPED / f"{name}.toml")
     found = _GRAMMAR.fullmatch(name)
     if not found or not name:
-        raise unknown("recipe", name, ("default", *EXAMPLES))
+        raise unknown("recipe", name, ("default", *EXAMPLES, *shipped()))
     try:
         rule = Rule(weights=_weights(found.groupdict()), activations=_activations(found["a"]))
         floats: Any = f"float{found['fp']}" if found["fp"] else "default"
@@ -190,6 +195,11 @@ def named(name: str) -> Recipe:
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise HandheldError(f"recipe {name!r}: {reason}.", hint="Type: handheld recipes") from None
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of handheld's own recipe files."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
 
 
 def _weights(found: dict[str, Any]) -> Weights:

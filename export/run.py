@@ -25,7 +25,7 @@ from handheld import __version__
 from handheld.errors import HandheldError, missing_extra
 from handheld.export import child, files, formats, memory, recipe, versions
 from handheld.export.cache import HASHES, Cache, key_of
-from handheld.export.child import REPLY, REQUEST
+from handheld.export.child import REPLY, REQUEST, Packed
 from handheld.export.formats.base import Format, Options, Support
 from handheld.export.manifest import (
     GOLDEN,
@@ -170,6 +170,34 @@ def export(request: Request, progress: Progress = lambda *_: None, *, cache: Cac
         raise
 
 
+def traced(request: Request, progress: Progress = lambda *_: None, *, cache: Cache | None = None) -> Path:
+    """The cache's folder with the traced program and golden data of a model. Raises `HandheldError` as `export`."""
+    if request.model.kind in FOREIGN:
+        raise HandheldError(f"only a PyTorch program will do; {Path(request.model.target).name} is none.")
+    children = Children()
+    try:
+        return _Run(request, progress, cache or Cache(), children).program()
+    except BaseException:
+        children.stop()
+        raise
+
+
+def packed(request: Request, destination: Path, progress: Progress = lambda *_: None) -> Packed:
+    """The model's form quantized by the request's recipe, its constants in as few bytes as they need: one file.
+
+    Raises `HandheldError` as `export`, and for a recipe that quantizes nothing.
+    """
+    chosen = recipe.resolve(request.recipe, "fp32")
+    if not chosen.quantizes:
+        raise HandheldError(f"recipe {chosen.name} quantizes nothing.", hint="Type: handheld recipes")
+    children = Children()
+    try:
+        return _Run(request, progress, Cache(), children).packed(chosen, destination)
+    except BaseException:
+        children.stop()
+        raise
+
+
 def split(
     request: Request, parts: int, progress: Progress = lambda *_: None, *, cache: Cache | None = None
 ) -> SplitReport:
@@ -206,6 +234,22 @@ class _Run:
     def programs(self) -> ExportReport:
         """The road: trace, then every format."""
         return self._converted(self._program())
+
+    def program(self) -> Path:
+        """The cache's folder with the traced program."""
+        return self._program()
+
+    def packed(self, chosen: Recipe, destination: Path) -> Packed:
+        """Trace, quantize, and write what is stored."""
+        source = self._quantized(self._program(), chosen)
+        with files.disk_errors(destination):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+        with self.cache.workspace() as work:
+            reply, log = self._child(child.PackRequest(program=source, recipe=chosen.name), work, "pack")
+            if reply.failed or reply.packed is None:
+                raise _error(reply, f"{self.request.label} could not be packed", log)
+            files.install(work / child.PACKED, destination)
+        return reply.packed.model_copy(update={"path": destination, "model": self.request.label})
 
     def parted(self, parts: int) -> SplitReport:
         """Trace, cut, then every part as a model of its own."""

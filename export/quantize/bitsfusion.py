@@ -108,8 +108,9 @@ def cached_in_half(program: "Program") -> "Program":
     from handheld.export.rewrites.tabulate import is_table
 
     module = program.module()
-    for node in module.graph.find_nodes(op="get_attr"):
+    tables = [node for node in module.graph.find_nodes(op="get_attr") if is_table(str(node.target))]
+    for node in tables:
         tensor = graph.constant(node)
-        if is_table(str(node.target)) and tensor is not None:
-            graph.set_constant(node, tensor.half().float())
-    return program.retraced(module)
+        assert tensor is not None
+        graph.set_constant(node, tensor.half().float())
+    return program.retraced(module) if tables else program

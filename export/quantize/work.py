@@ -10,6 +10,7 @@ from handheld.errors import HandheldError
 from handheld.export import files, golden, trace
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import (
+    GOLDEN,
     PROGRAM,
     PROGRAM_RECORD,
     QUANTIZED,
@@ -46,10 +47,7 @@ def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, wor
     """Quantize the program in `source` by `recipe`; leave in `folder` what `trace` leaves there of a model."""
     reference = GoldenData(source)
     program = apply.prepared(Program.load(source / PROGRAM))
-    batches: list[tuple[Tensor, ...]] = []
-    described = ""
-    if recipe.calibrated and calibrate:
-        batches, described = _batches(calibrate, reference.record)
+    batches, described = inputs(source, calibrate) if recipe.calibrated else ([], "")
     if recipe.recovery and not batches:
         raise HandheldError(
             f"recipe {recipe.name} needs calibration data to win accuracy back with.", hint=CALIBRATE_HINT
@@ -87,8 +85,15 @@ def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, wor
     return record
 
 
-def _batches(calibrate: str, record: Golden) -> "tuple[list[tuple[Tensor, ...]], str]":
-    """What to calibrate with. `drawn:N`: inputs as the golden ones are made, of N other seeds."""
+def inputs(source: Path, calibrate: str | None) -> "tuple[list[tuple[Tensor, ...]], str]":
+    """What to calibrate the program in a folder with, and what it is. `drawn:N`: inputs as the golden ones are made, of
+    N other seeds. Nothing for None.
+
+    Raises `HandheldError` as `calibration.load`.
+    """
+    if not calibrate:
+        return [], ""
+    record = files.read_record(source / GOLDEN, Golden)
     kind, _, count = calibrate.partition(":")
     if kind != DRAWN:
         return calibration.load(calibrate, record.inputs, record.image)

@@ -1,11 +1,12 @@
 """The verbs, as functions: what the command line calls, and what Python callers use as `handheld.ship(...)` and so on.
 
 Importing this module imports neither torch nor a converter; neither does calling it: those run in child processes.
+(`sensitivity` and `search` do import torch when they are called.)
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from handheld.benchmarks.ci.gate import Gates, held
 from handheld.benchmarks.fidelity import check as checking
@@ -16,6 +17,7 @@ from handheld.benchmarks.matrix import matrix
 from handheld.benchmarks.report.summary import report
 from handheld.errors import HandheldError
 from handheld.export import run as exporting
+from handheld.export.child import Packed
 from handheld.export.formats.base import Options
 from handheld.export.manifest import Schedule
 from handheld.export.run import ExportReport, Request, SplitReport
@@ -27,6 +29,9 @@ from handheld.runtimes.pipelines.bundle import bundle
 from handheld.runtimes.pipelines.generate import generate
 from handheld.runtimes.pipelines.render import render
 from handheld.runtimes.run import run
+
+if TYPE_CHECKING:
+    from handheld.export.quantize.explore import SearchReport, SensitivityReport
 
 Progress = Callable[[str, str], None]
 """Called with what is worked on, and what has just become of it."""
@@ -142,6 +147,60 @@ def split(
     return exporting.split(_request(model, options), parts, progress)
 
 
+def sensitivity(
+    model: str,
+    *,
+    candidates: Sequence[str] = (),
+    progress: Progress = lambda *_: None,
+    **options: Unpack[ExportOptions],
+) -> "SensitivityReport":
+    """How far the outputs are from the float model's if one layer alone is stored as each candidate (recipes' names).
+
+    Goes on where an interrupted one stopped. Imports torch. Raises `HandheldError` as `export`.
+    """
+    from handheld.export.quantize.explore import Explorer
+    from handheld.export.quantize.sensitivity import CANDIDATES
+
+    return Explorer(_request(model, options), candidates=candidates or CANDIDATES, progress=progress).report
+
+
+def search(
+    model: str,
+    *,
+    size: str | None = None,
+    bits: float | None = None,
+    psnr: float | None = None,
+    strategy: str = "greedy",
+    floats: Literal["fp32", "fp16"] = "fp32",
+    recipe_out: Path | str = "mixed.toml",
+    candidates: Sequence[str] = (),
+    progress: Progress = lambda *_: None,
+    **options: Unpack[ExportOptions],
+) -> "SearchReport":
+    """The recipe that fits one budget (`size` such as `220MB`, `bits` per weight, or `psnr` of the outputs in dB).
+
+    Imports torch. Raises `HandheldError` as `export`, and for a budget that cannot be met, with the best that can.
+    """
+    from handheld.export.quantize.explore import Explorer, parse_size
+    from handheld.export.quantize.search import Budget
+    from handheld.export.quantize.sensitivity import CANDIDATES
+
+    budget = Budget(size_bytes=parse_size(size) if size else None, bits=bits, psnr_db=psnr)
+    explorer = Explorer(_request(model, options), candidates=candidates or CANDIDATES, progress=progress)
+    return explorer.search(budget, strategy, Path(recipe_out), 2 if floats == "fp16" else 4)
+
+
+def pack(
+    model: str,
+    *,
+    destination: Path | str = "packed.safetensors",
+    progress: Progress = lambda *_: None,
+    **options: Unpack[ExportOptions],
+) -> Packed:
+    """What a recipe stores in as few bytes as it needs, in one file (`handheld.export.quantize.packed`)."""
+    return exporting.packed(_request(model, options), Path(destination), progress)
+
+
 def _request(model: str, options: ExportOptions) -> Request:
     checkpoint, schedule = options.get("checkpoint"), options.get("schedule")
     return Request(
@@ -190,9 +249,12 @@ __all__ = [
     "fuzz",
     "generate",
     "matrix",
+    "pack",
     "render",
     "report",
     "run",
+    "search",
+    "sensitivity",
     "ship",
     "show",
     "split",

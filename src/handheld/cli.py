@@ -1,22 +1,49 @@
 """The command line: parses, calls the verbs, prints. Nothing heavy is imported before a command needs it."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from handheld import cli_quantize
 from handheld.errors import HandheldError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-COULD_NOT = 2
-"""The exit code when something could not be done; 1 is a parity failure."""
-
-INTERRUPTED = 130
+from handheld.options import (
+    ArtifactPath,
+    Artifacts,
+    Bake,
+    Calibrate,
+    Checkpoint,
+    DenoiserParts,
+    DeploymentTarget,
+    DryRun,
+    FixedSchedule,
+    FixedSteps,
+    Folder,
+    Input,
+    Jobs,
+    Json,
+    Layout,
+    Mean,
+    Model,
+    NeuralEngine,
+    On,
+    OneFormat,
+    Out,
+    PipelineCheckpoint,
+    Profile,
+    Quality,
+    RecipeName,
+    Std,
+    Threads,
+    Timeout,
+    To,
+    Trust,
+    document,
+    names_of,
+    numbers_of,
+    say,
+    speaking,
+)
 
 app = typer.Typer(
     name="handheld",
@@ -28,137 +55,6 @@ app = typer.Typer(
     "that every file computes what the model computes, measures it, and reports.",
     epilog="Start with: handheld ship efficientformerv2_s0",
 )
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A zoo name (see `handheld models`), an architecture's .toml, FILE.py:FUNCTION, timm:NAME, a .pt2, an "
-        ".onnx, a .keras file or a SavedModel folder.",
-    ),
-]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `handheld export` or `ship` wrote.")]
-ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A converted file, or its folder.")]
-To = Annotated[
-    str,
-    typer.Option(
-        help="Formats, separated by commas: coreml, coreai, litert (or tflite), executorch, executorch-coreml, onnx."
-    ),
-]
-RecipeName = Annotated[
-    str,
-    typer.Option(
-        "--recipe", help="A name (default, fp16, w8, lut4g16, …: see `handheld recipes`), or a .toml or .yaml of rules."
-    ),
-]
-Calibrate = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SOURCE",
-        help="For recipes with integer activations: a folder of pictures, a .npz of inputs by name, FILE.py:FUNCTION "
-        "that gives batches, or drawn:N, seeded noise.",
-    ),
-]
-Out = Annotated[Path, typer.Option(help="Where the artifacts go.")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(
-        help="Weights for a zoo model, a .toml, timm:NAME or FILE.py:FUNCTION (which is given the path): .safetensors, "
-        ".pt/.pth with tensors only, or a folder as diffusers and transformers write it."
-    ),
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="NAME=SHAPE[:DTYPE[:HIGH]], for example image=1x3x224x224 or ids=1x77:int64:49408."),
-]
-Quality = Annotated[
-    Literal["top1", "psnr"] | None,
-    typer.Option(help="What matters of the outputs: top1 for a classifier. The zoo and timm models know theirs."),
-]
-Layout = Annotated[
-    Literal["nchw", "nhwc"], typer.Option(help="Of image inputs and outputs; the weights stay as the runtime likes.")
-]
-Bake = Annotated[
-    bool, typer.Option("--bake-preprocessing", help="Take uint8 pictures: scaling, mean and std go into the file.")
-]
-Mean = Annotated[str | None, typer.Option(help="Per channel, of pictures in [0, 1]: 0.485,0.456,0.406.")]
-Std = Annotated[str | None, typer.Option(help="Per channel, of pictures in [0, 1]: 0.229,0.224,0.225.")]
-FixedSchedule = Annotated[
-    str | None,
-    typer.Option(
-        "--schedule",
-        metavar="NAME=V,V,…",
-        help="The values that a one-number input takes, such as timestep=981,961,941: the file takes their places in "
-        "this list, and holds a table of what depends on nothing else.",
-    ),
-]
-DeploymentTarget = Annotated[
-    Literal["iOS15", "iOS16", "iOS17", "iOS18"], typer.Option(help="The oldest iOS that the Core ML file must run on.")
-]
-NeuralEngine = Annotated[
-    bool,
-    typer.Option(
-        "--neural-engine",
-        help="Layers as 1x1 convolutions and attention head by head, as Apple advises for its Neural Engine. "
-        "Compare on the phone: on processors it is slower.",
-    ),
-]
-Jobs = Annotated[int, typer.Option(min=1, help="Conversions at a time.")]
-Timeout = Annotated[float, typer.Option(help="Seconds until a conversion or a run is stopped.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done, with estimated memory; convert nothing.")
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Open a .pt2 that may run code: only if you know who made it.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
-]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
-Profile = Annotated[str, typer.Option(help="How long to measure: smoke, ci or report.")]
-OneFormat = Annotated[str, typer.Option(help="A format: coreml, coreai, litert, executorch or onnx.")]
-FixedSteps = Annotated[
-    bool, typer.Option("--fixed-steps", help="Export the denoiser for these steps alone: it is smaller then.")
-]
-DenoiserParts = Annotated[int, typer.Option(min=1, help="Cut the denoiser into so many, as `handheld split` does.")]
-Artifacts = Annotated[Path, typer.Option(metavar="DIR", help="Where exports are, and where missing ones go.")]
-PipelineCheckpoint = Annotated[Path | None, typer.Option(metavar="DIR", help="Weights, in diffusers' layout.")]
-On = Annotated[str, typer.Option(help="Targets, separated by commas; see `handheld devices`.")]
-
-
-@contextmanager
-def _speaking() -> Iterator[None]:
-    """Errors become sentences and exit codes."""
-    try:
-        yield
-    except HandheldError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left; run it again to go on.", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def fail(message: str) -> NoReturn:
-    """Print an error for a person and exit with 2."""
-    print(f"handheld: {message}", file=sys.stderr)  # noqa: T201
-    raise typer.Exit(COULD_NOT)
-
-
-def _print(text: str) -> None:
-    print(text)  # noqa: T201
-
-
-def _document(record: "BaseModel") -> None:
-    _print(record.model_dump_json(indent=2))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _numbers(text: str | None, what: str) -> tuple[float, ...] | None:
-    try:
-        return tuple(float(number) for number in _names(text)) if text else None
-    except ValueError:
-        raise HandheldError(f"cannot read --{what} {text!r}.", hint=f"Type: --{what} 0.5,0.5,0.5") from None
 
 
 @app.command(
@@ -193,14 +89,14 @@ def export(
 
     Each in a process of its own, with a manifest beside every file.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
         with Progress(quiet=json) as progress:
             done = api.export(
                 model,
-                to=_names(to),
+                to=names_of(to),
                 recipe=recipe,
                 calibrate=calibrate,
                 out=out,
@@ -209,8 +105,8 @@ def export(
                 quality=quality,
                 layout=layout,
                 bake_preprocessing=bake_preprocessing,
-                mean=_numbers(mean, "mean"),
-                std=_numbers(std, "std"),
+                mean=numbers_of(mean, "mean"),
+                std=numbers_of(std, "std"),
                 schedule=schedule,
                 deployment_target=deployment_target,
                 neural_engine=neural_engine,
@@ -221,7 +117,7 @@ def export(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_export(console(), done)
         raise typer.Exit(done.exit_code)
@@ -255,7 +151,7 @@ def split(
     Each part is a model of its own, that takes by name what the parts before it gave; `handheld check` runs each, and
     all in sequence.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
@@ -263,7 +159,7 @@ def split(
             done = api.split(
                 model,
                 parts,
-                to=_names(to),
+                to=names_of(to),
                 recipe=recipe,
                 calibrate=calibrate,
                 out=out,
@@ -279,7 +175,7 @@ def split(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_split(console(), done)
         raise typer.Exit(done.exit_code)
@@ -314,14 +210,14 @@ def ship(
     json: Json = False,
 ) -> None:
     """Export, check, bench, report: the main job."""
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
         with Progress(quiet=json) as progress:
             done = api.ship(
                 model,
-                to=_names(to),
+                to=names_of(to),
                 recipe=recipe,
                 calibrate=calibrate,
                 out=out,
@@ -330,8 +226,8 @@ def ship(
                 quality=quality,
                 layout=layout,
                 bake_preprocessing=bake_preprocessing,
-                mean=_numbers(mean, "mean"),
-                std=_numbers(std, "std"),
+                mean=numbers_of(mean, "mean"),
+                std=numbers_of(std, "std"),
                 schedule=schedule,
                 deployment_target=deployment_target,
                 neural_engine=neural_engine,
@@ -343,7 +239,7 @@ def ship(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_ship(console(), done)
         raise typer.Exit(done.exit_code)
@@ -391,7 +287,7 @@ def check(
 
     Runs each on its golden inputs. Needs neither torch nor the model's source.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
         from handheld.export.run import ALL
@@ -404,15 +300,15 @@ def check(
             with Progress(quiet=json) as progress:
                 found = api.matrix(
                     folder or Path("out/zoo"),
-                    models=_names(models),
+                    models=names_of(models),
                     tiny=tiny,
-                    to=_names(to) or ALL,
-                    recipes=_names(recipe) or ("fp32", "fp16"),
+                    to=names_of(to) or ALL,
+                    recipes=names_of(recipe) or ("fp32", "fp16"),
                     threads=threads,
                     progress=progress,
                 )
             if json:
-                _document(found)
+                document(found)
             else:
                 views.show_matrix(console(), found)
             raise typer.Exit(found.exit_code)
@@ -421,8 +317,8 @@ def check(
         with Progress(quiet=json) as progress:
             done = api.check(
                 folder,
-                require=_names(require),
-                on=_names(on),
+                require=names_of(require),
+                on=names_of(on),
                 threads=threads,
                 timeout=timeout,
                 bisect=bisect,
@@ -433,7 +329,7 @@ def check(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_check(console(), done)
         raise typer.Exit(done.exit_code)
@@ -452,21 +348,21 @@ def bench(
 
     References (right numbers, meaningless speed) are refused. Every number says its basis.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
         with Progress(quiet=json) as progress:
             done = api.bench(
                 folder,
-                on=_names(on),
+                on=names_of(on),
                 profile=profile,
                 threads=tuple(threads or (2,)),
                 timeout=timeout,
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_bench(console(), done)
         raise typer.Exit(done.exit_code)
@@ -479,15 +375,15 @@ def report(
     json: Json = False,
 ) -> None:
     """Write what a folder's last check and bench found."""
-    with _speaking():
+    with speaking():
         from handheld import api
 
         written = api.report(folder, out=out)
         if json:
-            _document(written.summary)
+            document(written.summary)
         else:
             for path in written.files:
-                _print(str(path))
+                say(str(path))
 
 
 @app.command(
@@ -507,13 +403,13 @@ def run(
     json: Json = False,
 ) -> None:
     """Run one artifact on inputs of yours."""
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import console
 
         done = api.run(artifact, inputs or (), output=output, top=top, threads=threads, timeout=timeout)
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_run(console(), done)
 
@@ -556,7 +452,7 @@ def generate(
 
     In any runtime, without torch: tokenizer, text encoder, denoiser step by step, decoder.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
@@ -583,7 +479,7 @@ def generate(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_generate(console(), done)
 
@@ -616,7 +512,7 @@ def bundle(
 
     Graphs, tokenizer, schedules, the contract between them (bundle.json), licences.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
@@ -637,7 +533,7 @@ def bundle(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_bundle(console(), done)
 
@@ -668,7 +564,7 @@ def render(
 
     In any runtime, without torch: a camera takes a pose and gives a picture.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
@@ -676,7 +572,7 @@ def render(
             done = api.render(
                 artifact,
                 pose or (),
-                on=_names(on),
+                on=names_of(on),
                 frames=frames,
                 out=out,
                 truth=truth,
@@ -685,7 +581,7 @@ def render(
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_render(console(), done)
         raise typer.Exit(done.exit_code)
@@ -700,13 +596,13 @@ def show(artifact: ArtifactPath, json: Json = False) -> None:
     Inputs, outputs, operators with counts, what stays outside the delegate, weights by dtype and each with its bits,
     size, versions, fingerprint.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import console
 
         shown = api.show(artifact, layers=True)
         if json:
-            _document(shown)
+            document(shown)
         else:
             views.show_artifact(console(), shown)
 
@@ -734,7 +630,7 @@ def fuzz(
     Small random networks go to every format; what computes something else than PyTorch, crashes or hangs is shrunk,
     and left as a spec, a model.py and a README.
     """
-    with _speaking():
+    with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
 
@@ -743,15 +639,15 @@ def fuzz(
                 seed=seed,
                 count=count,
                 minutes=minutes,
-                to=_names(to),
+                to=names_of(to),
                 recipe=recipe,
-                only=_names(only),
+                only=names_of(only),
                 out=out,
                 timeout=timeout,
                 progress=progress,
             )
         if json:
-            _document(done)
+            document(done)
         else:
             views.show_fuzz(console(), done)
         raise typer.Exit(done.exit_code)
@@ -763,12 +659,12 @@ def models(json: Json = False) -> None:
 
     Parameters, MACs, inputs, papers, and published latencies with their sources.
     """
-    with _speaking():
+    with speaking():
         from handheld import catalogue
         from handheld.console import console
 
         if json:
-            _print(catalogue.models_json())
+            say(catalogue.models_json())
         else:
             catalogue.show_models(console())
 
@@ -785,14 +681,14 @@ def recipes(
 
     Natively, by an equivalent, or not at all.
     """
-    with _speaking():
+    with speaking():
         from handheld import views
         from handheld.console import console
         from handheld.export.formats.base import Options
 
         options = Options(deployment_target=deployment_target)
         if json:
-            _print(views.recipes_json(names or (), options))
+            say(views.recipes_json(names or (), options))
         else:
             views.show_recipes(console(), names or (), options)
 
@@ -803,12 +699,12 @@ def devices(json: Json = False) -> None:
 
     And the basis of the numbers that each gives.
     """
-    with _speaking():
+    with speaking():
         from handheld import views
         from handheld.console import console
 
         if json:
-            _print(views.devices_json())
+            say(views.devices_json())
         else:
             views.show_devices(console())
 
@@ -819,14 +715,14 @@ def doctor(json: Json = False) -> None:
 
     Which formats and runtimes it has, at which versions, and what to type for the rest.
     """
-    with _speaking():
+    with speaking():
         from handheld import views
         from handheld.console import console
         from handheld.doctor import examine
 
         found = examine()
         if json:
-            _document(found)
+            document(found)
         else:
             views.show_doctor(console(), found)
 
@@ -838,7 +734,7 @@ def cache(
     json: Json = False,
 ) -> None:
     """List or prune finished conversions."""
-    with _speaking():
+    with speaking():
         from handheld import views
         from handheld.console import console
         from handheld.export.cache import Cache
@@ -846,7 +742,7 @@ def cache(
         store = Cache()
         entries = store.prune(unused_seconds=unused_days * 86400) if prune else store.entries()
         if json:
-            _print(views.cache_json(store, entries))
+            say(views.cache_json(store, entries))
         else:
             views.show_cache(console(), store, entries, pruned=prune)
 
@@ -855,7 +751,7 @@ def _version(asked: bool) -> None:
     if asked:
         from handheld import __version__
 
-        _print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -866,6 +762,9 @@ def _top(
     ] = False,
 ) -> None:
     pass
+
+
+app.add_typer(cli_quantize.app)
 
 
 def main() -> Any:
