@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two workers, each with one thread: converters and runtimes bring threads of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus bench-coreml wheel schemas clean
+.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus versus-quantized bench-coreml wheel schemas clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/handheld ship efficientformerv2_s0 --out out
@@ -83,6 +83,12 @@ false-alarms: $(VENV)/dev.stamp
 # Side by side with each converter's defaults, on this machine: a quarter of an hour.
 versus: $(VENV)/dev.stamp
 	$(BIN)/python -m handheld.benchmarks.versus --out out/versus
+
+# handheld's recipes beside the vendors' own quantizers, same inputs: half an hour. Writes docs/versus_quantized.md.
+versus-quantized: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.versus.quantized examples/efficientnet_lite0.py:trained
+	OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.versus.quantized efficientformerv2_s0 \
+	  --to litert,executorch,onnx --inputs 20
 
 # The built wheel in an environment of its own, used from outside the checkout.
 wheel: $(VENV)/dev.stamp

@@ -84,7 +84,7 @@ class Study:
         path, _, function = target.rpartition(":")
         self.target, self.quality, self.out = target, quality, out
         self.source = Path(path)
-        self.module = _imported(self.source)
+        self.module = imported(self.source)
         built = getattr(self.module, function)()
         self.network = (built[0] if isinstance(built, tuple) else built).eval()
         self.inputs = [_arrays(given) for given in self.module.evaluation()]
@@ -169,7 +169,7 @@ class Study:
         }
         if self.quality == "top1":
             figures["agreement"] = float(np.mean(expected.argmax(-1) == given.argmax(-1)))
-            figures["kl_median"] = float(np.median(_divergences(expected, given)))
+            figures["kl_median"] = float(np.median(divergences(expected, given)))
         if self.quality == "vectors":
             figures["agreement"] = float(np.mean(_nearest(expected) == _nearest(given)))
         if self.truth is not None:
@@ -186,7 +186,8 @@ class Study:
         return array
 
 
-def _imported(path: Path) -> ModuleType:
+def imported(path: Path) -> ModuleType:
+    """A Python file as a module. Raises `HandheldError` if there is none."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise HandheldError(f"no Python file at {path}.")
@@ -200,7 +201,7 @@ def _arrays(given: Mapping[str, Any]) -> dict[str, Array]:
     return {name: tensor.numpy() for name, tensor in given.items()}
 
 
-def _divergences(expected: Array, given: Array) -> Array:
+def divergences(expected: Array, given: Array) -> Array:
     """Kullback-Leibler divergence in nats of each input's classes, from the float model's probabilities."""
     p, q = (_log_softmax(scores.reshape(len(scores), -1).astype(np.float64)) for scores in (expected, given))
     divergences: Array = (np.exp(p) * (p - q)).sum(-1)

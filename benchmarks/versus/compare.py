@@ -2,7 +2,7 @@
 
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -91,7 +91,7 @@ def compare(
     for _ in range(conversions):
         for name in formats:
             progress(f"{name} default", "started")
-            made[name]["default"].append(_convert_default(name, model, out))
+            made[name]["default"].append(convert_default(name, model, out))
             progress(f"{name} default", f"{made[name]['default'][-1].seconds:.1f} s")
             trace, work = _convert_ours(name, model, out)
             traces.append(trace)
@@ -116,12 +116,14 @@ def _distributions(name: str) -> tuple[str, ...]:
     return (*formats.get(name).distributions, *runtime.distributions)
 
 
-def _default_path(name: str, out: Path) -> Path:
+def default_path(name: str, out: Path) -> Path:
+    """Where `convert_default` leaves its file."""
     return out / "default" / f"{name}{formats.get(name).suffix}"
 
 
-def _convert_default(name: str, model: str, out: Path) -> Work:
-    path = _default_path(name, out)
+def convert_default(name: str, model: str, out: Path) -> Work:
+    """The converter's own way, in a process. Raises `HandheldError` if it fails."""
+    path = default_path(name, out)
     path.parent.mkdir(exist_ok=True)
     record, log = path.with_suffix(".json"), path.with_suffix(".log")
     record.unlink(missing_ok=True)
@@ -160,7 +162,7 @@ def _measure(
 ) -> FormatRecord:
     ours = _ours(name, out)
     golden = GoldenData(ours.folder.parent)
-    paths: dict[Side, Path] = {"default": _default_path(name, out), "handheld": ours.artifact}
+    paths: dict[Side, Path] = {"default": default_path(name, out), "handheld": ours.artifact}
     read = {side: inspect(path, name).inspection for side, path in paths.items()}
     seen = {side: inspection for side, inspection in read.items() if inspection}
     assert ours.manifest
@@ -176,7 +178,7 @@ def _measure(
         if not runtime.reference:
             for threads in THREADS:
                 progress(f"{name} latency, {threads} threads", "started")
-                latency.append(_latency(name, paths, signatures, golden, threads, rounds))
+                latency.append(interleaved(name, paths, signatures, golden.inputs(0), threads, rounds))
                 progress(
                     f"{name} latency, {threads} threads", "ratio {:.3f} [{:.3f}, {:.3f}]".format(*latency[-1].ratio())
                 )
@@ -198,7 +200,7 @@ def _parity(name: str, path: Path, signature: Signature, golden: GoldenData) -> 
     cases = range(len(golden.record.cases))
     with tempfile.TemporaryDirectory(prefix="handheld-versus-") as place:
         folder = Path(place)
-        inputs = [_renamed(golden.inputs(index), [s.name for s in signature.inputs]) for index in cases]
+        inputs = [renamed(golden.inputs(index), [s.name for s in signature.inputs]) for index in cases]
         runtime = runtimes.for_format(name).name
         write_job(folder, path, format=name, runtime=runtime, signature=signature, cases=inputs, threads=2)
         result = HostTarget().run(folder, LIMIT)
@@ -206,23 +208,24 @@ def _parity(name: str, path: Path, signature: Signature, golden: GoldenData) -> 
             raise HandheldError(f"{path} failed in {result.error.stage}: {result.error.message}")
         outputs = read_outputs(folder, result)
     names = [s.name for s in golden.record.outputs]
-    pairs = [(f"case {index}", golden.outputs(index), _renamed(outputs[index], names)) for index in cases]
+    pairs = [(f"case {index}", golden.outputs(index), renamed(outputs[index], names)) for index in cases]
     return compare_outputs(pairs, classifier=golden.record.quality == "top1")
 
 
-def _renamed(arrays: dict[str, Array], names: Sequence[str]) -> dict[str, Array]:
+def renamed(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    """The same arrays under other names, by position."""
     return dict(zip(names, arrays.values(), strict=True))
 
 
-def _latency(
+def interleaved(
     name: str,
-    paths: dict[Side, Path],
-    signatures: dict[Side, Signature],
-    golden: GoldenData,
+    paths: Mapping[Side, Path],
+    signatures: Mapping[Side, Signature],
+    case: dict[str, Array],
     threads: int,
     rounds: int,
 ) -> Latency:
-    """A B, B A, A B, …: drift of the machine's speed falls on both sides alike."""
+    """A B, B A, A B, …: drift of the machine's speed falls on both sides alike. `case` goes in by position."""
     medians: dict[Side, list[float]] = {"default": [], "handheld": []}
     for turn in range(rounds + 1):
         for side in SIDES if turn % 2 else SIDES[::-1]:
@@ -234,7 +237,7 @@ def _latency(
                     format=name,
                     runtime=runtimes.for_format(name).name,
                     signature=signatures[side],
-                    cases=[_renamed(golden.inputs(0), [s.name for s in signatures[side].inputs])],
+                    cases=[renamed(case, [s.name for s in signatures[side].inputs])],
                     threads=threads,
                     return_outputs=False,
                     timing=TIMING,

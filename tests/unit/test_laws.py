@@ -38,6 +38,7 @@ ALLOWED = {
     ("export/__init__.py", "handheld.api"),
     # Programs of their own, which show progress as the command line does.
     ("benchmarks/versus/__main__.py", "handheld.console"),
+    ("benchmarks/versus/quantized/__main__.py", "handheld.console"),
     ("benchmarks/coreml.py", "handheld.console"),
     ("benchmarks/quantize.py", "handheld.console"),
     ("benchmarks/strategies.py", "handheld.console"),

@@ -1,0 +1,69 @@
+"""The comparison as Markdown."""
+
+import statistics
+from collections.abc import Sequence
+
+from handheld.benchmarks.versus.compare import SIDES, Latency
+from handheld.benchmarks.versus.quantized.compare import Outcome, QuantizedVersus
+
+FILES = ("format", "vendor's quantizer", "recipe")
+BOTH = ("kB", "agreement %", "median KL", "PSNR dB", "seconds")
+SPEED = (*FILES, "other ms", "handheld ms", "ratio of medians [95 % interval]", "ratio of minima", "load")
+
+
+INTRODUCTION = """# handheld's recipes beside the vendors' own quantizers
+
+Written by `make versus-quantized`. Both sides of a row get the same network, the same calibration inputs and the same
+evaluation inputs; cells are `other → handheld`. Agreement is the part of the inputs with the float network's best
+class, KL is from the float network's probabilities, PSNR is over all outputs. Seconds are of all that leads from the
+network to the file (ours trace, run golden inputs, check every stage and read the file back). Rows whose quantizer is
+`fp32` have our own float32 file on the other side."""
+
+LATENCIES = """Latencies: one thread; each round is a process a side, in turn, the order swapped every round. Ratios are
+handheld / other, below 1 where handheld is faster: the median of the rounds' ratios with a 95 % bootstrap interval, and
+the ratio of both sides' fastest rounds, which load disturbs least. Load is the machine's load average (1 min) then.
+Measured on host; they say nothing of a phone. Core ML and Core AI files run in references here, whose speed means
+nothing."""
+
+
+def markdown(records: Sequence[QuantizedVersus]) -> str:
+    """Two tables for each network: what the files are, and how fast."""
+    blocks = [INTRODUCTION, *(block for record in records for block in _network(record)), LATENCIES]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _network(record: QuantizedVersus) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    made = [outcome for outcome in record.outcomes if not outcome.failed]
+    files = [_row([*FILES, *BOTH]), _row(["---"] * 3 + ["---:"] * len(BOTH)), *(_file(o) for o in made)]
+    timed = [_row(SPEED), _row(["---"] * 3 + ["---:"] * (len(SPEED) - 3))]
+    timed += [_timed(outcome, outcome.latency) for outcome in made if outcome.latency]
+    failed = [f"- {o.format}, {o.vendor}, {o.recipe}: {o.failed}" for o in record.outcomes if o.failed]
+    return [
+        f"## {record.model}",
+        f"{record.inputs} inputs to judge by, {record.calibration} to calibrate with. Weights: {record.weights}. "
+        f"{record.device.processor or record.device.name}, {record.device.cores} cores. {versions}.",
+        "\n".join(files),
+        "\n".join(timed),
+        *(["Not compared:\n\n" + "\n".join(failed)] if failed else []),
+    ]
+
+
+def _file(o: Outcome) -> str:
+    def both(form: str, field: str, unit: float = 1) -> str:
+        return " → ".join(form.format(getattr(o.figures[side], field) * unit) for side in SIDES)
+
+    cells = [both("{:.0f}", "size_bytes", 1e-3), both("{:.1f}", "agreement", 100), both("{:.4f}", "kl_median")]
+    return _row([o.format, o.vendor, o.recipe, *cells, both("{:.1f}", "psnr_db"), both("{:.0f}", "seconds")])
+
+
+def _timed(o: Outcome, latency: Latency) -> str:
+    ratio, low, high = latency.ratio()
+    cells = [f"{statistics.median(ns) / 1e6:.2f}" for ns in (latency.default_ns, latency.handheld_ns)]
+    minima = min(latency.handheld_ns) / min(latency.default_ns)
+    interval = f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
+    return _row([o.format, o.vendor, o.recipe, *cells, interval, f"{minima:.3f}", f"{o.load or 0:.1f}"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
