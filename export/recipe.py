@@ -16,9 +16,9 @@ Names decode as follows; parts are joined by "-", in this order:
     lut4-w8            and the table's values in 8-bit integers, one scale per tensor
     levels2            BitsFusion's 2^2 + 1 symmetric levels, one scale per output channel (1 to 7; arXiv 2406.04333)
     …-gptq             weights rounded with regard to what their layers take, errors made up for (needs calibration)
-    …-matched          each channel's mean as the float model has it, by its bias (needs calibration)
-    …-tuned            biases, norms' weights and scales trained towards the float model (needs calibration, minutes)
-    …-qat              and the weights themselves
+    …-matched          each channel's mean, or mean and deviation, as in the float model, if that helps (calibration)
+    …-tuned            biases, norms' weights and scales trained towards the float model, if that helps (minutes)
+    …-qat              … and the weights themselves
     …-fp16             the rest in float16 (…-fp32: in float32) where `default` is not wanted
 
 So `sparse50-w8`, `lut4g16-fp32`. What is not in this grammar is a file: a recipe is a list of rules, and the first that

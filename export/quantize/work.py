@@ -23,10 +23,11 @@ from handheld.export.manifest import (
 from handheld.export.program import Program
 from handheld.export.quantize import apply, calibration
 from handheld.export.quantize.apply import CALIBRATE_HINT
-from handheld.export.quantize.recovery import distillation, statistics
+from handheld.export.quantize.recovery import distillation
 from handheld.export.quantize.recovery.losses import Loss
 from handheld.export.quantize.recovery.pupil import What
 from handheld.export.quantize.recovery.rounding import Rounding
+from handheld.export.quantize.recovery.steps import recovered
 from handheld.export.recipe import Recipe, Rule, Weights, describe
 from handheld.export.stages import stage_of
 
@@ -64,7 +65,7 @@ def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, wor
     loss: Loss = "kl" if reference.record.quality == "top1" else "mse"
     for step in recipe.recovery:
         if step == "matched":
-            quantized = statistics.matched(program, quantized, batches)
+            quantized = recovered(program, quantized, batches, loss=loss, progress=print)
         elif step in TRAINED:
             quantized = distillation.tuned(program, quantized, batches, train=TRAINED[step], loss=loss, progress=print)
     quantized.save(folder / PROGRAM)
