@@ -78,7 +78,7 @@ def main(format_name: str, model_name: str, artifact: Path, record: Path) -> Non
     start = time.monotonic()
     die_with_parent()
     model = load(refer(model_name))
-    DEFAULTS[format_name](model.module, model.args, artifact)
+    DEFAULTS[format_name](model.module, model.args or tuple(model.kwargs.values()), artifact)
     files.write_record(record, work_since(start))
 
 
