@@ -1,10 +1,13 @@
-"""What recipes cost a network with trained weights, and what they save: accuracy, size and latency, side by side.
+"""What recipes cost a network with trained weights, and what they save: accuracy and size, side by side.
 
     python -m handheld.benchmarks.accuracy examples/efficientnet_lite0.py:trained --quality top1
+    python -m handheld.benchmarks.accuracy --docs docs
 
 The file also has `calibration()` and `evaluation()`, which give inputs by name; `truth()`, if it is there, what the
 outputs should have been. Every recipe is exported to every format, each file runs the same evaluation inputs, and each
-is compared with the float model in eager PyTorch. Cells are written as they come; a run that is interrupted goes on.
+is compared with the float model in eager PyTorch; so is the hub's quantized program, which all files are made from.
+Cells are written as they come, to a folder for each network below `--out`; a run that is interrupted goes on. `--docs`
+makes tables and plots of all studies there.
 """
 
 import argparse
@@ -16,134 +19,154 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from handheld import api, runtimes
+from handheld.benchmarks import accuracy_report
+from handheld.benchmarks.accuracy_report import Accuracy, AccuracyCell, Quality
 from handheld.benchmarks.cells import ArtifactFolder, find
 from handheld.benchmarks.latency.bench import bench
 from handheld.console import Progress
 from handheld.errors import HandheldError
-from handheld.export import files, versions
+from handheld.export import files, formats, versions
+from handheld.export import recipe as recipes
+from handheld.export.cache import Cache
+from handheld.export.manifest import GOLDEN, PROGRAM, PROGRAM_RECORD, Golden, ProgramRecord
 from handheld.export.metrics import cosine, psnr_db
-from handheld.record import Record
+from handheld.export.recipe import Recipe
+from handheld.export.run import reference_folder
 from handheld.runtimes import targets
 from handheld.runtimes.jobfolder import read_case, write_job
 
+if TYPE_CHECKING:
+    from handheld.export.program import Program
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Named = Mapping[str, Array]
-Quality = Literal["top1", "psnr", "vectors"]
 
-RECIPES = ("fp32", "fp16", "w8", "w8a8", "w4", "lut8", "lut6", "lut4g16", "lut4", "levels4", "levels2", "sparse50-w8")
-FORMATS = ("coreml", "coreai", "litert", "executorch", "onnx")
+RECIPES = ("fp32", "w8", "w8a8", "w4", "export/recipes/lut6_depthwise8.toml", "lut4g16", "levels2")
+FORMATS = ("onnx", "litert", "coreml", "executorch", "coreai")
 IN_FULL = ("coreai",)
 """Formats whose runtime here computes half very slowly: their floats stay float32, their integers are the same."""
-
-
-class AccuracyCell(Record):
-    """One recipe in one format. Figures are over all evaluation inputs, against the float model in eager PyTorch.
-
-    `psnr_db`: range is the largest magnitude of all its outputs; `agreement`: part of the inputs with the same best
-    class (top1) or the same nearest other input (vectors); `kl_median`: of the classes' probabilities, from the float
-    model's; `truth_db` and `float_truth_db`: PSNR of these outputs and of the float model's to what they should have
-    been, range 1. Latency: the median of a host run in milliseconds, and its 95 % interval.
-    """
-
-    recipe: str
-    format: str
-    status: Literal["made", "not available", "failed"]
-    reason: str | None = None
-    size_bytes: int | None = None
-    inputs: int = 0
-    psnr_db: float | None = None
-    cosine: float | None = None
-    agreement: float | None = None
-    kl_median: float | None = None
-    truth_db: float | None = None
-    float_truth_db: float | None = None
-    median_ms: float | None = None
-    interval_ms: tuple[float, float] | None = None
-
-
-class Accuracy(Record):
-    """A study of one network."""
-
-    schema_version: Literal[1] = 1
-    network: str
-    quality: Quality
-    basis: Literal["host"] = "host"
-    versions: dict[str, str]
-    cells: tuple[AccuracyCell, ...] = ()
+HUB = accuracy_report.HUB
 
 
 class Study:
-    """One network with its inputs; `run` fills the cells."""
+    """One network with its inputs; `run` fills the cells. `fewer`: of formats whose runtime is slow, how many inputs
+    they get."""
 
-    def __init__(self, target: str, quality: Quality, out: Path) -> None:
+    def __init__(
+        self, target: str, quality: Quality, out: Path, *, fewer: Mapping[str, int], latency: bool = False
+    ) -> None:
         path, _, function = target.rpartition(":")
-        self.target, self.quality, self.out = target, quality, out
+        self.target, self.quality, self.fewer, self.latency = target, quality, fewer, latency
         self.source = Path(path)
+        self.out = out / self.source.stem
         self.module = imported(self.source)
         built = getattr(self.module, function)()
         self.network = (built[0] if isinstance(built, tuple) else built).eval()
-        self.inputs = [_arrays(given) for given in self.module.evaluation()]
-        self.expected = [self._eager(given) for given in self.module.evaluation()]
+        self.given = list(self.module.evaluation())
+        self.inputs = [_arrays(given) for given in self.given]
+        self.expected = [self._eager(given) for given in self.given]
         self.truth = [np.asarray(one) for one in self.module.truth()] if hasattr(self.module, "truth") else None
         used = ("torch", "numpy", "coremltools", "coreai-core", "ai-edge-litert", "executorch", "onnxruntime")
         self.record = Accuracy(network=target, quality=quality, versions=versions.installed(used))
 
-    def run(self, recipes: Sequence[str], formats: Sequence[str], progress: Callable[[str, str], None]) -> Accuracy:
+    def run(self, names: Sequence[str], wanted: Sequence[str], progress: Callable[[str, str], None]) -> Accuracy:
         """All cells; those that are in `out` already stay."""
         path = self.out / "accuracy.json"
+        self.out.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             self.record = files.read_record(path, Accuracy)
-        for recipe in recipes:
-            for target in formats:
-                if any((cell.recipe, cell.format) == (recipe, target) for cell in self.record.cells):
-                    continue
-                cell = self._cell(recipe, target, progress)
-                self.record = self.record.model_copy(update={"cells": (*self.record.cells, cell)})
-                self.out.mkdir(parents=True, exist_ok=True)
-                files.write_record(path, self.record)
+        for name in names:
+            chosen = recipes.read(Path(name)) if recipes.is_file(name) else recipes.named(name)
+            there = {cell.format for cell in self.record.cells if cell.recipe == chosen.name}
+            missing = [target for target in wanted if target not in there]
+            for group in ([t for t in missing if t not in IN_FULL], [t for t in missing if t in IN_FULL]):
+                for cell in self._cells(chosen, group, progress) if group else ():
+                    self.record = self.record.model_copy(update={"cells": (*self.record.cells, cell)})
+                    files.write_record(path, self.record)
         return self.record
 
-    def _cell(self, recipe: str, target: str, progress: Callable[[str, str], None]) -> AccuracyCell:
-        name = f"{recipe}-fp32" if target in IN_FULL and not recipe.startswith("fp") else recipe
+    def _cells(self, chosen: Recipe, group: Sequence[str], progress: Callable[[str, str], None]) -> list[AccuracyCell]:
+        """Of formats that are exported together, and of the hub if it has none yet."""
         place = self.out / "work"
-        cell = AccuracyCell(recipe=recipe, format=target, status="failed")
+        full = chosen.model_copy(update={"floats": "float32"}) if set(group) <= set(IN_FULL) else chosen
+        file = self.out / f"{chosen.name}.toml"
+        file.write_text(recipes.text(full))
+        found: list[AccuracyCell] = []
         try:
             done = api.export(
                 self.target,
-                to=(target,),
-                recipe=name,
-                calibrate=f"{self.source}:calibration",
+                to=group,
+                recipe=str(file) if chosen.quantizes else chosen.name,
+                calibrate=f"{self.source}:calibration" if chosen.calibrated else None,
                 out=place,
                 jobs=1,
                 quality="top1" if self.quality == "top1" else "psnr",
                 deployment_target="iOS18",
                 progress=progress,
             )
-            made = done.cells[0]
-            if made.status == "unavailable":
-                return cell.model_copy(update={"status": "not available", "reason": made.reason})
-            if not made.ok:
-                return cell.model_copy(update={"reason": made.reason})
-            found = find(place)[0]
-            cell = cell.model_copy(update={"status": "made", "reason": made.reason, "size_bytes": made.size_bytes})
-            cell = cell.model_copy(update=self._figures(self._outputs(found)))
-            if not runtimes.for_format(target).reference:
-                progress(f"bench {target}-{recipe}", "started")
-                cell = cell.model_copy(update=_latency(place))
-            return cell
+            hub = self._hub(chosen, done.folder, found)
+            for made in done.cells:
+                cell = AccuracyCell(recipe=chosen.name, format=made.format, status="failed", reason=made.reason)
+                if made.status == "unavailable":
+                    cell = cell.model_copy(update={"status": "not available"})
+                elif made.ok:
+                    progress(f"run {made.name}", "started")
+                    floats = recipes.resolve(str(file), formats.get(made.format).default_recipe).floats
+                    cell = self._cell(cell, find(place, [made.name])[0], made.size_bytes)
+                    if hub and cell.status == "made":
+                        half = floats == "float16" and chosen.quantizes
+                        cell = cell.model_copy(update={"ideal_bytes": ideal_bytes(hub, 2 if half else 4)})
+                found.append(cell)
         except HandheldError as error:
-            return cell.model_copy(update={"status": "failed", "reason": str(error)})
+            done_already = {cell.format for cell in found}
+            left = [target for target in group if target not in done_already]
+            found += [AccuracyCell(recipe=chosen.name, format=t, status="failed", reason=str(error)) for t in left]
         finally:
             shutil.rmtree(place, ignore_errors=True)
+            file.unlink()
+        return found
+
+    def _hub(self, chosen: Recipe, folder: Path, found: list[AccuracyCell]) -> "Program | None":
+        """The program that files were made from; its own cell, if there is none, goes to `found`."""
+        import torch
+
+        made = folder / reference_folder(chosen) if chosen.quantizes else folder
+        if not (made / GOLDEN).is_file():
+            return None
+        program = program_of(files.read_record(made / GOLDEN, Golden).program_sha256)
+        if not any((cell.recipe, cell.format) == (chosen.name, HUB) for cell in self.record.cells):
+            with torch.no_grad():
+                outputs = [program.run(list(given.values()))[0].numpy() for given in self.given]
+            np.save(self._outputs_of_hub(chosen.name), np.stack(outputs))
+            ideal = ideal_bytes(program, 4)
+            cell = AccuracyCell(recipe=chosen.name, format=HUB, status="made", ideal_bytes=ideal)
+            found.append(cell.model_copy(update=self._figures(outputs)))
+        return program
+
+    def _outputs_of_hub(self, name: str) -> Path:
+        return self.out / f"hub.{name}.npy"
+
+    def _cell(self, cell: AccuracyCell, artifact: ArtifactFolder, size_bytes: int | None) -> AccuracyCell:
+        try:
+            outputs = self._outputs(artifact)
+        except HandheldError as error:
+            return cell.model_copy(update={"reason": str(error)})
+        figures = self._figures(outputs) | {"status": "made", "size_bytes": size_bytes}
+        if (kept := self._outputs_of_hub(cell.recipe)).is_file():
+            figures["hub_db"] = psnr_db(np.load(kept)[: len(outputs)], np.stack(outputs))
+        if self.latency and not runtimes.for_format(cell.format).reference:
+            figures |= _latency(artifact)
+        return cell.model_copy(update=figures)
 
     def _outputs(self, found: ArtifactFolder) -> list[Array]:
         """The first output for every input."""
         assert found.manifest
+        inputs = self.inputs[: self.fewer.get(found.manifest.format)]
         with tempfile.TemporaryDirectory(prefix="handheld-accuracy-") as folder:
             write_job(
                 Path(folder),
@@ -151,17 +174,16 @@ class Study:
                 format=found.manifest.format,
                 runtime=runtimes.for_format(found.manifest.format).name,
                 signature=found.manifest.signature,
-                cases=self.inputs,
+                cases=inputs,
                 threads=2,
             )
             result = targets.get("host").run(Path(folder), 3600)
             if result.error:
                 raise HandheldError(f"{found.name}: {result.error.stage}: {result.error.message}")
-            count = range(len(self.inputs))
-            return [next(iter(read_case(Path(folder), result, index).values())) for index in count]
+            return [next(iter(read_case(Path(folder), result, index).values())) for index in range(len(inputs))]
 
     def _figures(self, outputs: Sequence[Array]) -> dict[str, Any]:
-        expected, given = np.stack(self.expected), np.stack(outputs)
+        expected, given = np.stack(self.expected[: len(outputs)]), np.stack(outputs)
         figures: dict[str, Any] = {
             "inputs": len(outputs),
             "psnr_db": psnr_db(expected, given),
@@ -171,10 +193,10 @@ class Study:
             figures["agreement"] = float(np.mean(expected.argmax(-1) == given.argmax(-1)))
             figures["kl_median"] = float(np.median(divergences(expected, given)))
         if self.quality == "vectors":
-            figures["agreement"] = float(np.mean(_nearest(expected) == _nearest(given)))
+            figures["agreement"] = float(np.mean(nearest(expected) == nearest(given)))
         if self.truth is not None:
-            truth = np.stack(self.truth)
-            figures["truth_db"], figures["float_truth_db"] = _picture_db(truth, given), _picture_db(truth, expected)
+            truth = np.stack(self.truth[: len(outputs)])
+            figures["truth_db"], figures["float_truth_db"] = picture_db(truth, given), picture_db(truth, expected)
         return figures
 
     def _eager(self, given: Mapping[str, Any]) -> Array:
@@ -197,6 +219,40 @@ def imported(path: Path) -> ModuleType:
     return module
 
 
+def program_of(sha256: str) -> "Program":
+    """The program of that hash in the cache, where an export has just left it."""
+    from handheld.export.program import Program
+
+    for entry in reversed(Cache().entries()):
+        record = entry.path / PROGRAM_RECORD
+        if record.is_file() and files.read_record(record, ProgramRecord).sha256 == sha256:
+            return Program.load(entry.path / PROGRAM)
+    raise HandheldError("the cache lost the program while it was studied.", hint="Start again.")
+
+
+def ideal_bytes(program: "Program", float_bytes: int) -> int:
+    """What a program's constants take by the arithmetic of their bits, scales and tables included; other floats take
+    `float_bytes` each. Levels take the information that is in them: 2^b + 1 of them log2(2^b + 1) bits."""
+    from handheld.export.quantize import ops
+    from handheld.export.rewrites import graph
+
+    bits: dict[str, float] = {}
+    elements: dict[str, int] = {}
+    for node in program.module().graph.nodes:
+        if (tensor := graph.constant(node)) is not None:
+            target = str(node.target)
+            elements[target] = tensor.numel()
+            plain = 8 * (float_bytes if tensor.is_floating_point() else tensor.element_size())
+            bits.setdefault(target, plain)
+        elif ops.is_weight(node):
+            stored = node.args[0] if node.target is not ops.WEIGHTS[2] else node.args[1]
+            if (values := graph.constant(stored)) is not None:
+                width = 1 if node.target is ops.WEIGHTS[2] else node.args[-1]
+                used = int(values.max()) - int(values.min()) + 1 if values.numel() else 0
+                bits[str(stored.target)] = math.log2(used) if used == 2 ** (width - 1) + 1 else width
+    return math.ceil(sum(bits[target] * count / 8 for target, count in elements.items()))
+
+
 def _arrays(given: Mapping[str, Any]) -> dict[str, Array]:
     return {name: tensor.numpy() for name, tensor in given.items()}
 
@@ -214,25 +270,25 @@ def _log_softmax(scores: Array) -> Array:
     return result
 
 
-def _nearest(vectors: Array) -> Array:
+def nearest(vectors: Array) -> Array:
     """The place of each vector's nearest other one, by cosine."""
     flat = vectors.reshape(len(vectors), -1)
     flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     near = flat @ flat.T
     np.fill_diagonal(near, -np.inf)
-    nearest: Array = near.argmax(1)
-    return nearest
+    found: Array = near.argmax(1)
+    return found
 
 
-def _picture_db(truth: Array, given: Array) -> float:
-    """PSNR of pictures in [0, 1], over all of them."""
-    error = float(np.square(truth.astype(np.float64).reshape(given.shape) - given).mean())
-    return math.inf if error == 0 else -10 * math.log10(error)
+def picture_db(truth: Array, given: Array) -> float:
+    """The mean PSNR of pictures in [0, 1]: of each by itself."""
+    errors = np.square(truth.astype(np.float64).reshape(given.shape) - given).reshape(len(given), -1).mean(1)
+    return float(np.mean([math.inf if error == 0 else -10 * math.log10(error) for error in errors]))
 
 
-def _latency(place: Path) -> dict[str, Any]:
+def _latency(artifact: ArtifactFolder) -> dict[str, Any]:
     """Of one file, by itself: figures of two files are to be compared in one run (`handheld.benchmarks.versus`)."""
-    measured = bench(place, profile="smoke", threads=(1,)).cells[0].measurement
+    measured = bench(artifact.folder, profile="smoke", threads=(1,)).cells[0].measurement
     if measured is None:
         return {}
     summary = measured.summary()
@@ -240,18 +296,25 @@ def _latency(place: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run a study, and print its table."""
+    """Run a study, and print its table; or write what all studies found."""
     parser = argparse.ArgumentParser(description="What recipes cost a network with trained weights.")
-    parser.add_argument("network", help="FILE.py:FUNCTION; the file has calibration() and evaluation() too.")
+    parser.add_argument("network", nargs="?", help="FILE.py:FUNCTION; the file has calibration() and evaluation() too.")
     parser.add_argument("--quality", choices=("top1", "psnr", "vectors"), default="psnr")
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="Names, or files of rules.")
     parser.add_argument("--to", default=",".join(FORMATS))
+    parser.add_argument("--fewer", action="append", default=[], help="FORMAT=N: so many inputs only.")
+    parser.add_argument("--latency", action="store_true", help="Time each file on this machine, too.")
     parser.add_argument("--out", type=Path, default=Path("out/accuracy"))
+    parser.add_argument("--docs", type=Path, help="A folder for accuracy.md, and accuracy_*.svg of each network.")
     given = parser.parse_args()
-    study = Study(given.network, given.quality, given.out)
-    with Progress() as progress:
-        done = study.run(given.recipes.split(","), given.to.split(","), progress)
-    print(done.model_dump_json(indent=1))  # noqa: T201
+    if given.network:
+        fewer = {name: int(count) for name, _, count in (text.partition("=") for text in given.fewer)}
+        study = Study(given.network, given.quality, given.out, fewer=fewer, latency=given.latency)
+        with Progress() as progress:
+            done = study.run(given.recipes.split(","), given.to.split(","), progress)
+        print("\n".join(accuracy_report.table(done)))  # noqa: T201
+    if given.docs:
+        accuracy_report.write(given.out, given.docs)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +220,23 @@ def trained(checkpoint: Path) -> MobileR2L:
 def network(checkpoint: Path = WEIGHTS) -> tuple[torch.nn.Module, list[dict[str, Tensor]]]:
     """Embedded rays -> picture, with the rays of the held-out views as samples."""
     return trained(checkpoint), [{"rays": embedded(pose[None])} for pose in stacked(HELD_OUT)]
+
+
+def calibration() -> Iterator[dict[str, Tensor]]:
+    """What the network takes for 32 views from anywhere, to find the ranges of activations with."""
+    theta, phi = torch.rand(2, 32, generator=torch.Generator().manual_seed(1))
+    for pose in stacked(zip((360 * theta).tolist(), (HIGHEST + (LOWEST - HIGHEST) * phi).tolist(), strict=True)):
+        yield {"rays": embedded(pose[None])}
+
+
+def evaluation() -> Iterator[dict[str, Tensor]]:
+    """What it takes for the held-out views, to judge by."""
+    yield from ({"rays": embedded(pose[None])} for pose in stacked(HELD_OUT))
+
+
+def truth() -> Iterator[Tensor]:
+    """What the ray tracer sees there."""
+    yield from (view(pose)[None] for pose in stacked(HELD_OUT))
 
 
 def camera(checkpoint: Path = WEIGHTS) -> tuple[torch.nn.Module, list[dict[str, Tensor]]]:

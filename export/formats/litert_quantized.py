@@ -22,9 +22,18 @@ from handheld.export.recipe import SMALLEST, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from handheld.export.program import Program
 
 LARGEST_HALF = 65504.0
+
+MAY_SCALE = ("layer_norm.default", "rms_norm.default", "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor")
+"""Operators that may end in a multiplication by constants, or in one and an addition: the converter would multiply the
+next layer's weight by them, which then has no integers any more."""
+
+MARK = 2.0**-100
+"""The scale of pairs that keep the converter from that; the file is rid of them afterwards."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,37 @@ def dense(program: "Program") -> "tuple[Program, list[Held]]":
         graph.replace(weight.node, graph.add_constant(weight.node, meant, weight.path))
     integer_graph.fold_pads(module)
     integer_graph.drop_idle_pairs(module, integer_graph.MOVES)
+    _mark(module)
     graph.drop_unused_constants(module)
     module.recompile()
     return program.retraced(module), held
+
+
+def _mark(module: "GraphModule") -> None:
+    """Put a pair before each layer whose weight the converter might change."""
+    import torch
+
+    from handheld.export.quantize import apply, ops
+
+    how = (MARK, 0, -128, 127, torch.int8)
+    for node in graph.find(module, [name for name, (place, _, _) in apply.LAYERS.items() if place]):
+        taken = source = node.all_input_nodes[0]
+        while graph.operator(source) in (*graph.VIEWS, *graph.PERMUTES):
+            source = source.all_input_nodes[0]
+        if graph.operator(source) in MAY_SCALE:
+            with module.graph.inserting_before(node):
+                stored = module.graph.call_function(ops.ACTIVATIONS[0], (taken, *how))
+                real = module.graph.call_function(ops.ACTIVATIONS[1], (stored, *how))
+            node.replace_input_with(taken, real)
+
+
+def unmark(file: File) -> None:
+    """Take the pairs out again."""
+    for operator in file.operators:
+        if file.kind(operator) == "QUANTIZE" and file.tensors[operator.outputs[0]].quantization.scale[0] == MARK:
+            for user in file.users[operator.outputs[0]]:
+                file.replace(user.outputs[0], operator.inputs[0])
+    file.drop_unused()
 
 
 def checksum(values: Array) -> tuple[int, int]:
@@ -173,6 +210,7 @@ def integers(path: Path, held: list[Held], *, half: bool) -> None:
     from handheld.export.formats import litert_integers
 
     file = File(path)
+    unmark(file)
     place(file, held, half=half)
     litert_integers.fold(file)
     file.save(path)

@@ -85,6 +85,23 @@ def main(format_name: str, folder: Path, cases: list[str]) -> None:
             x = torch.relu(self.middle(x + self.one(x))).flatten(2).transpose(1, 2)
             return self.outlier(self.tied(torch.relu(self.tied(x)))), ids + 1
 
+    class Normed(nn.Module):
+        """Layers behind a norm, whose weight a converter may be tempted to multiply into theirs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+            self.norm, self.last = nn.LayerNorm(32), nn.LayerNorm(32)
+            self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+            for norm in (self.norm, self.last):
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.uniform_(norm.bias, -0.5, 0.5)
+
+        def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = self.norm(self.stem(image).flatten(2).transpose(1, 2))
+            x = x + torch.sigmoid(self.query(x) * self.key(x)) * self.value(x)
+            return self.out(self.last(x)), ids + 1
+
     converter = formats.FORMATS[format_name]
     inputs = (TensorSpec("image", IMAGE), TensorSpec("ids", IDS, "int64"))
     generator = torch.Generator().manual_seed(3)
@@ -95,7 +112,7 @@ def main(format_name: str, folder: Path, cases: list[str]) -> None:
         for case in cases:
             network, name = case.split(":")
             torch.manual_seed(1)
-            module = {"plain": Plain, "odd": Odd}[network]().eval()
+            module = {"plain": Plain, "odd": Odd, "normed": Normed}[network]().eval()
             exported = torch.export.export(module, (torch.zeros(IMAGE), torch.zeros(IDS, dtype=torch.int64)))
             outputs = tuple(
                 TensorSpec(label, tuple(value.shape), str(value.dtype).removeprefix("torch."))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ interpreters = pytest.importorskip("ai_edge_litert.interpreter")
 BITS = {
     "plain:w8": 8, "plain:w4c": 4, "plain:w4": 4, "plain:w2c": 2, "plain:levels1": 2, "plain:levels2": 4,
     "plain:lut4-w8": 8, "plain:sparse50-w8": 8, "odd:w8": 8, "odd:kept-w4": 4, "odd:kept-w8-fp16": 8,
+    "normed:w8": 8,
 }  # fmt: skip
 """Weights only -> bits of an element in the file: nothing but their integers differs from a file of floats."""
 
