@@ -63,3 +63,28 @@ class Decomposes(nn.Module):
 def unsupported() -> tuple[nn.Module, torch.Tensor]:
     """A module that no format but eager PyTorch can hold."""
     return Decomposes(), torch.eye(4)[None]
+
+
+class Wide(nn.Module):
+    """A picture to ten scores: a convolution, a depthwise one, a residual sum and a linear layer, 64 channels wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.point = nn.Conv2d(64, 64, 1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """`image` (1, 3, 16, 16) float32."""
+        x = torch.relu(self.stem(image))
+        x = x + self.point(torch.relu(self.depthwise(x)))
+        scores: torch.Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+def wide() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The network with probe weights and one sample."""
+    network = Wide().eval()
+    apply_probe_weights(network)
+    return network, {"image": torch.linspace(-1, 1, 768).view(1, 3, 16, 16)}
