@@ -90,14 +90,17 @@ def _save_coreai(model: Any, example: tuple[Any, ...], artifact: Path) -> None:
 
 
 def litert(recipe: str) -> "Quantizer":
-    """ai-edge-quantizer with a recipe of its own."""
+    """ai-edge-quantizer with a recipe of its own. Inputs and outputs stay float32, as everywhere else here."""
 
     def quantize(given: Given, artifact: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
-        from ai_edge_quantizer import quantizer
+        from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
         from ai_edge_quantizer import recipe as recipes
 
         tool = quantizer.Quantizer(str(given.file), getattr(recipes, recipe)())
+        for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            untouched = algorithm_manager.AlgorithmName.NO_QUANTIZE
+            tool.update_quantization_recipe(".*", boundary, algorithm_key=untouched)
         calibrated = None
         if tool.need_calibration:
             (key, names), *_ = Interpreter(str(given.file)).get_signature_list().items()
