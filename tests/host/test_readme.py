@@ -48,7 +48,7 @@ def test_the_demo_ships_s0_whole(place: Path) -> None:
         deployed = (
             3_371_960  # parameters with batch norm and layer scale folded and the heads averaged: the facts sheet
         )
-        bytes_each = 2 if manifest["recipe"]["weights"] == "float16" else 4
+        bytes_each = 2 if manifest["recipe"]["floats"] == "float16" else 4
         assert manifest["size_bytes"] < 1.07 * deployed * bytes_each, name
         assert float(manifest["stages"][1]["psnr_db"]) > 110
     report = document(run("handheld check out --json", place))
