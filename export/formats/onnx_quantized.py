@@ -11,7 +11,6 @@ import numpy as np
 from handheld.export.formats import onnx_dense
 from handheld.export.formats.base import Support
 from handheld.export.formats.onnx_dense import array_of, constant, insert, substitute
-from handheld.export.formats.stored import Array
 from handheld.export.recipe import Activations, Recipe, Weights
 
 if TYPE_CHECKING:
@@ -174,25 +173,31 @@ def _qdq(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
     base = str(node.inputs[0].name)
     weight = constant(graph, f"{base}_q", np.ascontiguousarray(q))
     channels = constant(graph, f"{base}_s", scale.reshape(-1))
-    zero = constant(graph, f"{base}_z", np.zeros(scale.size, q.dtype))
-    made = insert(graph, node, "DequantizeLinear", [weight, channels, zero], {"axis": axis}, base)
+    layers = [use.node for use in replaced.outputs[0].uses()]
+    inputs = [weight, channels]
+    if any(layer.op_type != "Conv" for layer in layers):  # onnxruntime makes no integer kernel of others without
+        inputs.append(constant(graph, f"{base}_z", np.zeros(scale.size, q.dtype)))
+    made = insert(graph, node, "DequantizeLinear", inputs, {"axis": axis}, base)
     substitute(graph, replaced, made, also=node)
-    for layer in [use.node for use in made.uses()]:
-        _bias(graph, layer, scale.reshape(-1))
+    for layer in layers:
+        _bias(graph, layer, channels)
 
 
-def _bias(graph: "onnx_ir.Graph", layer: "onnx_ir.Node", scale: Array) -> None:
-    """The layer's bias in the integers that its kernel sums in: int32, of the input's scale times the weight's."""
+def _bias(graph: "onnx_ir.Graph", layer: "onnx_ir.Node", scale: "onnx_ir.Value") -> None:
+    """The layer's bias in the integers that its kernel sums in: int32, of the input's scale times the weight's, which
+    onnxruntime multiplies when it loads the file: stored, they would take as much room as the biases."""
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
     source = layer.inputs[0].producer() if layer.inputs[0] is not None else None
     if bias is None or bias.const_value is None or source is None:
         return
-    steps = scale.astype(np.float64) * float(array_of(source.inputs[1]))
+    step = source.inputs[1]
+    assert step is not None
+    steps = array_of(scale).astype(np.float64) * float(array_of(step))
     limits = np.iinfo(np.int32)
     integers = np.clip(np.round(array_of(bias) / steps), limits.min, limits.max).astype(np.int32)
     name = f"{layer.name}_bias"
     stored = constant(graph, f"{name}_q", integers)
-    channels = constant(graph, f"{name}_s", steps.astype(np.float32))
+    channels = insert(graph, layer, "Mul", [step, scale], {}, f"{name}_s")
     layer.replace_input_with(2, insert(graph, layer, "DequantizeLinear", [stored, channels], {"axis": 0}, name))
 
 
