@@ -1,6 +1,6 @@
 """What a recipe makes of a program: weights stored as it says, activations in integers around the layers it names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -278,7 +278,25 @@ def _quantized_values(module: "GraphModule", found: Sequence[Layer], rules: Mapp
                 add(node, groups[given[0]].how)
                 if graph.operator(node) == "cat.default":
                     join([*given, node])
+    _leave_out_idle(module, groups, {user for layer in found for user in layer.users})
     return groups
+
+
+def _leave_out_idle(module: "GraphModule", groups: "dict[Node, _Group]", kernels: "Collection[Node]") -> None:
+    """Do not round what no integer operator takes, unless a layer's kernel makes it: the sums between a transformer's
+    layers, which only norms take, cost all-MiniLM-L6-v2 4 dB."""
+
+    def computes(node: "Node") -> bool:
+        """Whether it is an operator on integers."""
+        last = next(iter(node.users)) if _is_fused(node) else node
+        given = [before for before in node.all_input_nodes if graph.constant(before) is None]
+        joins = graph.operator(node) in (*JOINED, *SHARED) and last in groups and all(v in groups for v in given)
+        return node in kernels or joins
+
+    for node in reversed(module.graph.nodes):
+        made = node.all_input_nodes[0] if graph.operator(node) in FUSED else node
+        if node in groups and made not in kernels and not any(computes(user) for user in node.users):
+            groups.pop(node).members.remove(node)
 
 
 def _tensors(node: "Node") -> int:
