@@ -22,7 +22,7 @@ from handheld.export.recipe import SMALLEST, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
     from handheld.export.program import Program
 
@@ -31,6 +31,9 @@ LARGEST_HALF = 65504.0
 MAY_SCALE = ("layer_norm.default", "rms_norm.default", "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor")
 """Operators that may end in a multiplication by constants, or in one and an addition: the converter would multiply the
 next layer's weight by them, which then has no integers any more."""
+
+SCALES = ("scaled_dot_product_attention.default", "mul.Tensor", "div.Tensor")
+"""Operators that may begin with one: it would go into the weight of the layer before."""
 
 MARK = 2.0**-100
 """The scale of pairs that keep the converter from that; the file is rid of them afterwards."""
@@ -74,21 +77,39 @@ def dense(program: "Program") -> "tuple[Program, list[Held]]":
 
 
 def _mark(module: "GraphModule") -> None:
-    """Put a pair before each layer whose weight the converter might change."""
-    import torch
+    """Put a pair before and after each layer whose weight the converter might change."""
+    from handheld.export.quantize import apply
 
-    from handheld.export.quantize import apply, ops
-
-    how = (MARK, 0, -128, 127, torch.int8)
     for node in graph.find(module, [name for name, (place, _, _) in apply.LAYERS.items() if place]):
         taken = source = node.all_input_nodes[0]
-        while graph.operator(source) in (*graph.VIEWS, *graph.PERMUTES):
+        while graph.operator(source) in _MOVES:
             source = source.all_input_nodes[0]
         if graph.operator(source) in MAY_SCALE:
-            with module.graph.inserting_before(node):
-                stored = module.graph.call_function(ops.ACTIVATIONS[0], (taken, *how))
-                real = module.graph.call_function(ops.ACTIVATIONS[1], (stored, *how))
-            node.replace_input_with(taken, real)
+            node.replace_input_with(taken, _pair(taken, node))
+        for user in list(node.users):
+            if any(graph.operator(taker) in SCALES for taker in _takers(user)):
+                user.replace_input_with(node, _pair(node, user))
+
+
+_MOVES = (*graph.VIEWS, *graph.PERMUTES)
+
+
+def _takers(node: "Node") -> "list[Node]":
+    """What operates on the values of `node`, or `node` itself if it does."""
+    if graph.operator(node) not in _MOVES:
+        return [node]
+    return [taker for user in node.users for taker in _takers(user)]
+
+
+def _pair(node: "Node", before: "Node") -> "Node":
+    import torch
+
+    from handheld.export.quantize import ops
+
+    how = (MARK, 0, -128, 127, torch.int8)
+    with node.graph.inserting_before(before):
+        stored = node.graph.call_function(ops.ACTIVATIONS[0], (node, *how))
+        return node.graph.call_function(ops.ACTIVATIONS[1], (stored, *how))
 
 
 def unmark(file: File) -> None:

@@ -86,7 +86,7 @@ def main(format_name: str, folder: Path, cases: list[str]) -> None:
             return self.outlier(self.tied(torch.relu(self.tied(x)))), ids + 1
 
     class Normed(nn.Module):
-        """Layers behind a norm, whose weight a converter may be tempted to multiply into theirs."""
+        """Layers behind a norm and before attention, whose scales a converter may be tempted to put into theirs."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -99,7 +99,8 @@ def main(format_name: str, folder: Path, cases: list[str]) -> None:
 
         def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
             x = self.norm(self.stem(image).flatten(2).transpose(1, 2))
-            x = x + torch.sigmoid(self.query(x) * self.key(x)) * self.value(x)
+            query, key, value = (layer(x)[:, None] for layer in (self.query, self.key, self.value))
+            x = x + functional.scaled_dot_product_attention(query, key, value)[:, 0]
             return self.out(self.last(x)), ids + 1
 
     converter = formats.FORMATS[format_name]
