@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two workers, each with one thread: converters and runtimes bring threads of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus versus-quantized bench-coreml wheel schemas clean
+.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus versus-quantized accuracy bench-coreml wheel schemas clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/handheld ship efficientformerv2_s0 --out out
@@ -89,6 +89,13 @@ versus-quantized: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.versus.quantized examples/efficientnet_lite0.py:trained
 	OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.versus.quantized efficientformerv2_s0 \
 	  --to litert,executorch,onnx --inputs 20
+
+# What recipes cost three networks with trained weights, in every format: hours. Writes docs/accuracy.md. The light field
+# is trained first: python examples/light_field.py. Goes on where it was.
+accuracy: $(VENV)/dev.stamp
+	$(BIN)/python -m handheld.benchmarks.accuracy examples/efficientnet_lite0.py:trained --quality top1 --fewer coreml=40 --fewer coreai=10
+	$(BIN)/python -m handheld.benchmarks.accuracy examples/minilm.py:trained --quality vectors
+	$(BIN)/python -m handheld.benchmarks.accuracy examples/light_field.py:network --docs docs
 
 # The built wheel in an environment of its own, used from outside the checkout.
 wheel: $(VENV)/dev.stamp
