@@ -128,7 +128,7 @@ class Study:
             found += [AccuracyCell(recipe=chosen.name, format=t, status="failed", reason=str(error)) for t in left]
         finally:
             shutil.rmtree(place, ignore_errors=True)
-            file.unlink()
+            file.unlink(missing_ok=True)
         return found
 
     def _hub(self, chosen: Recipe, folder: Path, found: list[AccuracyCell]) -> "Program | None":
