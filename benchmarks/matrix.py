@@ -171,7 +171,7 @@ def _cell(
             return cell.model_copy(update={"status": "not available"})
         if not made.ok:
             return cell
-        in_half = exporting.chosen(request, format_name).floats == "float16"
+        in_half = exporting.recipe_of(request, format_name).floats == "float16"
         if format_name == "coreai" and in_half and spec.macs > SLOW_HALF_MACS:
             reason = "converted; its interpreter on Linux computes half at 0.03 GMAC/s: see the tiny twin"
             return cell.model_copy(update={"status": "not run", "reason": reason})

@@ -72,6 +72,7 @@ class QuantizeRequest(Record):
     program: Path
     recipe: Recipe
     calibrate: str | None = None
+    neural_engine: bool = False
 
 
 class PackRequest(Record):
@@ -218,7 +219,15 @@ def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
     def cost() -> Work:
         return work_since(start)
 
-    return Reply(program=work.write(request.program, request.recipe, request.calibrate, folder, cost))
+    program = work.write(
+        request.program,
+        request.recipe,
+        request.calibrate,
+        folder,
+        cost,
+        neural_engine=request.neural_engine,
+    )
+    return Reply(program=program)
 
 
 def pack(request: PackRequest, folder: Path, start: float) -> Reply:

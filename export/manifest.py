@@ -136,24 +136,13 @@ class ProgramRecord(Record):
     versions: dict[str, str]
 
 
-class QuantizedLayer(Record):
-    """One weight: its path in the model, how it is stored, and what is left of it (signal against noise, decibels)."""
-
-    module: str
-    operator: str
-    elements: int
-    stored: str
-    snr_db: float
-
-
 class Quantized(Record):
-    """What was stored of each weight that a recipe quantizes, as planned in the hub: what the files then hold."""
+    """How the model was quantized whose golden data lies beside this."""
 
     schema_version: Literal[1] = 1
     recipe: Recipe
     calibration: str = ""
-    """What the ranges of activations were found with."""
-    layers: tuple[QuantizedLayer, ...] = ()
+    """What inputs were taken to find ranges, and to win accuracy back, with; empty if none were."""
 
 
 class Part(Record):

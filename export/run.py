@@ -409,15 +409,23 @@ class _Run:
             recovery=chosen.recovery,
             recipe=chosen.name,
             calibrate=self.request.calibrate and (self.request.calibrate, _content(self.request.calibrate)),
+            neural_engine=self.request.options.neural_engine,
             own=own_source_hash(),
             versions=versions.installed(("torch", "numpy")),
         )
         with self.cache.lock("program", key):
-            if found := self.cache.find("program", key):
+            # What a function gives may depend on more than its file: it is asked anew each time.
+            asked = self.request.calibrate is not None and ".py:" in self.request.calibrate and chosen.calibrated
+            if not asked and (found := self.cache.find("program", key)):
                 return found
             self.progress(f"quantize {chosen.name}", "started")
             with self.cache.workspace() as work:
-                task = child.QuantizeRequest(program=source, recipe=chosen, calibrate=self.request.calibrate)
+                task = child.QuantizeRequest(
+                    program=source,
+                    recipe=chosen,
+                    calibrate=self.request.calibrate,
+                    neural_engine=self.request.options.neural_engine,
+                )
                 reply, log = self._child(task, work, "quantize")
                 if reply.failed or reply.program is None:
                     raise _error(reply, f"{self.request.label} could not be quantized", log)
@@ -589,7 +597,7 @@ def _with_picture(options: Options, golden: Golden) -> Options:
     return options.model_copy(update={"image_input": pictures[0]}) if golden.boundary.picture and pictures else options
 
 
-def chosen(request: Request, format_name: str) -> Recipe:
+def recipe_of(request: Request, format_name: str) -> Recipe:
     """The recipe of a request, as a format takes it."""
     return recipe.resolve(request.recipe, formats.get(format_name).default_recipe)
 
@@ -601,7 +609,7 @@ def reference_folder(chosen: Recipe) -> str:
 
 def _content(calibrate: str) -> str | None:
     """A hash of the file or folder that calibration data comes from, if it is one."""
-    path = Path(calibrate.partition(":")[0])
+    path = Path(calibrate)
     if path.is_dir():
         return key_of(files=files.file_hashes(path))
     return files.sha256_of_file(path) if path.is_file() else None

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 
 from handheld.errors import HandheldError
-from handheld.export.formats.base import Format, Options, Support
+from handheld.export.formats.base import Format, Options, Support, worst
 from handheld.export.recipe import Recipe, Rule, Weights
 
 WIDTHS = (1, 2, 3, 4, 6, 8)
 """Bits of indices into tables that both have (before iOS 18, not 3)."""
-ORDER = ("native", "equivalent", "impossible")
 NEWER = "type --deployment-target iOS18"
 
 
@@ -41,14 +40,8 @@ def require(format: Format, recipe: Recipe, options: Options) -> None:
 
 
 def _of(recipe: Recipe, of_rule: Callable[[Rule], Iterable[Support]]) -> Support:
-    """The worst of all rules."""
-    found = [support for rule in recipe.rules for support in of_rule(rule)]
-    level = max((support.level for support in found), key=ORDER.index)
-    said = dict.fromkeys(support.how for support in found if support.level == level)
-    how = "; ".join(said)
-    if level != "impossible" and recipe.floats == "float16":
-        how += "; scales, tables and floats in float16"
-    return Support(level=level, how=how, nearest=next((support.nearest for support in found if support.nearest), None))
+    half = "; scales, tables and floats in float16" if recipe.floats == "float16" else ""
+    return worst((support for rule in recipe.rules for support in of_rule(rule)), half)
 
 
 def _native(how: str) -> list[Support]:
@@ -71,7 +64,8 @@ def _activations(title: str, rule: Rule) -> list[Support]:
     return _native("activations in 8-bit integers")
 
 
-def _coreai(weights: Weights | None) -> list[Support]:
+def _newest(weights: Weights | None, integers: tuple[int, ...], beside: str) -> list[Support]:
+    """What Core AI, and Core ML for iOS 18, make of weights. `integers`: the widths that they have integers of."""
     if weights is None:
         return []
     zeros = "a bit mask of zeros, and " if weights.sparsity else ""
@@ -82,32 +76,21 @@ def _coreai(weights: Weights | None) -> list[Support]:
         return _native(f"{zeros}{weights.bits}-bit indices into a table{values}")
     bits = weights.bits + (weights.scheme == "levels")
     width = next(wide for wide in WIDTHS if wide >= bits)
-    if width in (2, 4, 8) and not (zeros and width < 8):
-        how = f"{zeros}{width}-bit integers"
-    else:
-        how = f"{zeros}{width}-bit indices into a table of all {width}-bit integers"
-    exact = width == bits and (weights.scheme == "levels" or "table" not in how)
-    return _native(how) if exact else _equivalent(how)
+    whole = width in integers
+    how = f"{zeros}{width}-bit integers" if whole else f"{zeros}{width}-bit indices into {beside.format(width=width)}"
+    return _native(how) if width == bits and (whole or weights.scheme == "levels") else _equivalent(how)
+
+
+def _coreai(weights: Weights | None) -> list[Support]:
+    # A sparse weight has 8-bit integers or a table.
+    integers = (8,) if weights and weights.sparsity else (2, 4, 8)
+    return _newest(weights, integers, "a table of all {width}-bit integers")
 
 
 def _coreml18(weights: Weights | None) -> list[Support]:
-    if weights is None:
-        return []
-    zeros = "a bit mask of zeros, and " if weights.sparsity else ""
-    if weights.scheme == "float":
-        return _native("a bit mask of zeros, and the floats that are left")
-    if weights.scheme == "table":
-        values = ", its values in 8-bit integers" if weights.table_bits else ""
-        return _native(f"{zeros}{weights.bits}-bit indices into a table{values}")
-    bits = weights.bits + (weights.scheme == "levels")
-    width = next(wide for wide in WIDTHS if wide >= bits)
-    if width in (4, 8):
-        how = f"{zeros}{width}-bit integers"
-    else:
-        wider = 4 if width < 4 else 8
-        how = f"{zeros}{width}-bit indices into a table of integers for each scale; {wider}-bit integers where smaller"
-    exact = width == bits and (weights.scheme == "levels" or width in (4, 8))
-    return _native(how) if exact else _equivalent(how)
+    bits = weights.bits + (weights.scheme == "levels") if weights else 0
+    wider = 4 if bits < 4 else 8
+    return _newest(weights, (4, 8), f"a table of integers for each scale; {wider}-bit integers where smaller")
 
 
 def _coreml16(weights: Weights | None) -> list[Support]:

@@ -1,7 +1,7 @@
 """What a format is: how a program becomes a file of it, and how such a file is read back without being run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -79,6 +79,21 @@ class Support(Record):
     level: Literal["native", "equivalent", "impossible"]
     how: str
     nearest: str | None = None
+
+
+LEVELS = ("native", "equivalent", "impossible")
+
+
+def worst(found: Iterable[Support], beside: str = "") -> Support:
+    """What a format makes of a recipe: the worst of what it makes of its rules, and how it does those.
+
+    `beside`: what is to be said besides, if it is possible at all.
+    """
+    listed = list(found)
+    level = max((each.level for each in listed), key=LEVELS.index)
+    how = "; ".join(dict.fromkeys(each.how for each in listed if each.level == level))
+    nearest = next((each.nearest for each in listed if each.nearest), None)
+    return Support(level=level, how=how if level == "impossible" else how + beside, nearest=nearest)
 
 
 class Format(ABC):

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from handheld.export.formats.packing import packed
-from handheld.export.formats.quantized_weights import Array, as_table, constants, weights, width
+from handheld.export.formats.quantized_weights import Array, as_table, constants, name_of, stored, width
+from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ INTEGERS = (2, 4, 8)
 
 def register(converter: Any, exported: "ExportedProgram") -> None:
     """Teach `converter`, and no other, the operators of quantized programs, for this one."""
-    made, held = weights(exported.graph), constants(exported)
+    made, held = ops.chains(exported.graph), constants(exported)
 
     def weight(values: Any, node: "Node", loc: Any) -> Any:  # noqa: ARG001 the converter's
         with loc:
             if node in made:
-                return _weight(made[node].stored(held), made[node].name)
+                return _weight(stored(made[node], held), name_of(made[node]))
             # An operator inside of a weight is written with it. What stands in its place, nothing reads.
             return _full(node.meta["val"].shape, _element(node.meta["val"].dtype), 0)
 

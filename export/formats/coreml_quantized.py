@@ -14,7 +14,8 @@ import torch
 from handheld.errors import HandheldError
 from handheld.export.formats.apple_support import WIDTHS
 from handheld.export.formats.packing import packed
-from handheld.export.formats.quantized_weights import as_table, weights
+from handheld.export.formats.quantized_weights import as_table, name_of
+from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ def handheld_weight(
 
 def fuse(exported: "ExportedProgram") -> None:
     """Make one operator of those that make a weight: Core ML has others, and not one for each."""
-    for node, parts in weights(exported.graph).items():
-        arguments = (parts.values, parts.bits, parts.scale, parts.table, parts.mask)
+    for node, weight in ops.chains(exported.graph).items():
+        arguments = (weight.values, weight.bits, weight.scale, weight.table, weight.mask)
         with exported.graph.inserting_before(node):
-            made = exported.graph.create_node("call_function", handheld_weight, arguments, name=parts.name)
+            made = exported.graph.create_node("call_function", handheld_weight, arguments, name=name_of(weight))
         made.meta = dict(node.meta)
         node.replace_all_uses_with(made)
     exported.graph.eliminate_dead_code()

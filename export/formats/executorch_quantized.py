@@ -7,7 +7,7 @@ those of embeddings become `embedding_byte` of ExecuTorch's own kernels, which m
 from typing import TYPE_CHECKING
 
 from handheld.export.formats import integer_graph
-from handheld.export.formats.base import Support
+from handheld.export.formats.base import Support, worst
 from handheld.export.formats.integer_graph import MadeWeight
 from handheld.export.recipe import Recipe, Rule, Weights
 from handheld.export.rewrites import graph
@@ -97,18 +97,12 @@ def _embed(node: "Node", weight: MadeWeight) -> None:
     node.graph.erase_node(node)
 
 
-_WORST = ("native", "equivalent", "impossible")
-
-
 def support(recipe: Recipe) -> Support:
     """What ExecuTorch with XNNPACK makes of a recipe that quantizes: the worst of what it makes of its rules."""
     if recipe.floats == "float16":
         how = "XNNPACK's delegate has no form that stores float16 and computes in float32"
         return Support(level="impossible", how=how, nearest="w8a8")
-    found = [_rule(rule) for rule in recipe.rules if rule.weights or rule.activations]
-    worst = max(found, key=lambda each: _WORST.index(each.level))
-    told = dict.fromkeys(each.how for each in found if each.level == worst.level)
-    return worst.model_copy(update={"how": "; ".join(told)})
+    return worst(_rule(rule) for rule in recipe.rules if rule.weights or rule.activations)
 
 
 def _rule(rule: Rule) -> Support:

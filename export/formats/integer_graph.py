@@ -37,24 +37,17 @@ def weights(module: "GraphModule") -> Iterator[MadeWeight]:
     """The stored weights, which may be replaced on the way."""
     from handheld.export.quantize import ops
 
-    dequantize, _, masked = ops.WEIGHTS
-    for node in list(module.graph.nodes):
-        if not ops.is_weight(node) or any(ops.is_weight(user) for user in node.users):
+    for node, chain in ops.chains(module.graph).items():
+        path = str(chain.values.target).removesuffix("_values").removesuffix("_indices")
+        if chain.scale is None:
+            yield MadeWeight(node, path, _value(node), None, 32)
             continue
-        inner, mask = (node.args[0], _value(node.args[1])) if node.target is masked else (node, None)
-        if inner.target is dequantize and inner.args[2] is None:
-            values, scale = _value(inner.args[0]), _value(inner.args[1]).float()
-            values = values if mask is None else values * mask.to(values.dtype)
-            yield MadeWeight(node, _path(node), values, scale, inner.args[3])
-        else:
-            yield MadeWeight(node, _path(node), _value(node), None, 32)
-
-
-def _path(node: "Node") -> str:
-    """What the weight was called before it was stored."""
-    while node.op == "call_function":
-        node = node.all_input_nodes[0]
-    return str(node.target).removesuffix("_values").removesuffix("_indices")
+        # With a table, of integers, what is looked up: they are 8 bits wide, whatever its indices are.
+        inner: Any = node.args[0] if chain.mask is not None else node
+        values = _value(inner.args[0])
+        if chain.mask is not None:
+            values = values * _value(chain.mask).to(values.dtype)
+        yield MadeWeight(node, path, values, _value(chain.scale).float(), 8 if chain.table else chain.bits)
 
 
 def _value(node: Any) -> Any:
@@ -74,7 +67,7 @@ def drop_idle_pairs(module: "GraphModule", moves: tuple[str, ...]) -> None:
     def on_grid(node: Any, how: tuple[Any, ...]) -> bool:
         if node.target is dequantize:
             return tuple(node.args[1:]) == how
-        if graph.operator(node) in moves and not _pads_with_more(node):
+        if graph.operator(node) in moves and graph.pads_with_zeros(node):
             return all(on_grid(before, how) for before in node.all_input_nodes)
         return False
 
@@ -82,12 +75,6 @@ def drop_idle_pairs(module: "GraphModule", moves: tuple[str, ...]) -> None:
         pair = node.args[0]
         if pair.target is quantize and on_grid(pair.args[0], tuple(node.args[1:])):
             graph.replace(node, pair.args[0])
-
-
-def _pads_with_more(node: "Node") -> bool:
-    """Whether what the node pads with is not 0."""
-    given = graph.arguments(node)
-    return bool(given.get("value")) or given.get("mode", "constant") != "constant"
 
 
 def fold_pads(module: "GraphModule") -> None:
@@ -100,7 +87,7 @@ def fold_pads(module: "GraphModule") -> None:
     drop_idle_pairs(module, PADS)
     for node in graph.find(module, ["conv2d.default"]):
         pad, given = node.args[0], graph.arguments(node)
-        if not graph.is_node(pad) or graph.operator(pad) not in PADS or _pads_with_more(pad):
+        if not graph.is_node(pad) or graph.operator(pad) not in PADS or not graph.pads_with_zeros(pad):
             continue
         sides = list(graph.arguments(pad)["pad"])
         source = pad.args[0]

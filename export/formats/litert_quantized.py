@@ -6,7 +6,6 @@ their values, whatever order of axes the converter gave them, and are written as
 the runtime folds; `handheld.export.formats.litert_integers` makes integer kernels of what lies between pairs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from handheld.errors import HandheldError
 from handheld.export.formats import integer_graph
-from handheld.export.formats.base import Support
+from handheld.export.formats.base import Support, worst
 from handheld.export.formats.tflite_edit import Array, File
 from handheld.export.recipe import SMALLEST, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
@@ -237,16 +236,10 @@ def integers(path: Path, held: list[Held], *, half: bool) -> None:
     file.save(path)
 
 
-_WORST = ("native", "equivalent", "impossible")
-
-
 def support(recipe: Recipe) -> Support:
     """What LiteRT makes of a recipe that quantizes: the worst of what it makes of its rules."""
-    found = [_rule(rule) for rule in recipe.rules if rule.weights or rule.activations]
-    worst = max(found, key=lambda each: _WORST.index(each.level))
-    told = dict.fromkeys(each.how for each in found if each.level == worst.level)
-    half = "; other large constants in float16" if recipe.floats == "float16" and worst.level != "impossible" else ""
-    return worst.model_copy(update={"how": "; ".join(told) + half})
+    half = "; other large constants in float16" if recipe.floats == "float16" else ""
+    return worst((_rule(rule) for rule in recipe.rules if rule.weights or rule.activations), half)
 
 
 def _rule(rule: Rule) -> Support:
@@ -293,6 +286,3 @@ def _weights(weights: Weights) -> tuple[Literal["native", "equivalent"], str]:
 
 _FOLDED = ", made floats once, in the first run"
 _BLOCKS = ", a MUL by the blocks' scales in every run"
-
-
-__all__: Sequence[str] = ["Held", "dense", "integers", "support"]

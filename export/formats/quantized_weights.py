@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
     from torch.export.graph_signature import ExportGraphSignature
-    from torch.fx import Graph, Node
+    from torch.fx import Node
 
     from handheld.export.formats.lifted import Lifted
 
@@ -46,43 +45,16 @@ def as_table(integers: Array, bits: int) -> tuple[Array, Array]:
     return (integers.astype(np.int16) + half).astype(np.uint8), table
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The placeholders of what a weight is stored as, as in `StoredTensor`."""
-
-    values: "Node"
-    bits: int
-    scale: "Node | None" = None
-    table: "Node | None" = None
-    mask: "Node | None" = None
-
-    @property
-    def name(self) -> str:
-        """What the weight was called before it was stored so, as an identifier."""
-        return re.sub(KIND, "", self.values.name.rpartition("_")[0])
-
-    def stored(self, held: "dict[str, Tensor]") -> StoredTensor:
-        """The tensors themselves."""
-        scale, table, mask = (held[n.name].detach() if n else None for n in (self.scale, self.table, self.mask))
-        return StoredTensor(held[self.values.name].detach(), self.bits, scale, table, mask)
+def name_of(weight: ops.Chain) -> str:
+    """What the weight was called before it was stored so, as an identifier."""
+    return re.sub(KIND, "", weight.values.name.rpartition("_")[0])
 
 
-def weights(graph: "Graph") -> "dict[Node, Parts]":
-    """The node that gives out a weight -> what it is made of. Operators inside of such a weight are left out."""
-    made = [node for node in graph.nodes if ops.is_weight(node)]
-    return {node: _parts(node) for node in made if not all(ops.is_weight(user) for user in node.users)}
-
-
-def _parts(node: "Node") -> Parts:
-    """`masked(dequantize(lookup(...)))`, any of them left out, from the outside in."""
-    dequantize, lookup, masked = ops.WEIGHTS
-    found: dict[str, Any] = {"bits": 32}
-    for operator, part in ((masked, "mask"), (dequantize, "scale"), (lookup, "table")):
-        if node.target is operator:
-            found[part] = node.args[1]
-            found["bits"] = found["bits"] if operator is masked else node.args[-1]
-            node = node.args[0]  # type: ignore[assignment]
-    return Parts(node, **found)
+def stored(weight: ops.Chain, held: "dict[str, Tensor]") -> StoredTensor:
+    """The tensors themselves."""
+    parts = (weight.scale, weight.table, weight.mask)
+    scale, table, mask = (held[node.name].detach() if node else None for node in parts)
+    return StoredTensor(held[weight.values.name].detach(), weight.bits, scale, table, mask)
 
 
 def limit(
@@ -101,7 +73,7 @@ def limit(
         store[name] = torch.nn.Parameter(limited, False) if isinstance(store[name], torch.nn.Parameter) else limited
 
     tensors = {**program.constants, **program.state_dict}
-    for node, parts in weights(program.graph).items():
+    for node, parts in ops.chains(program.graph).items():
         if node in kept:
             continue
         source = parts.table or parts.values

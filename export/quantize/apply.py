@@ -1,5 +1,6 @@
 """What a recipe makes of a program: weights stored as it says, activations in integers around the layers it names."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from handheld.export.quantize.kernels import computable
 from handheld.export.quantize.weights import StoredTensor, store
 from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
+from handheld.export.rewrites.layers import CONVOLUTIONS, LINEAR, TRANSPOSED
 from handheld.export.rewrites.tabulate import is_table
 
 if TYPE_CHECKING:
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
     from handheld.export.program import Program
 
 LAYERS: Mapping[str, tuple[int, str, int]] = {
-    **{f"conv{n}d.default": (1, "conv", 0) for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": (1, "conv", 1) for n in (1,)},
-    "conv_transpose2d.input": (1, "conv", 1),
-    "conv_transpose3d.input": (1, "conv", 1),
-    "linear.default": (1, "linear", 0),
+    **dict.fromkeys(CONVOLUTIONS, (1, "conv", 0)),
+    **dict.fromkeys(TRANSPOSED, (1, "conv", 1)),
+    LINEAR: (1, "linear", 0),
     "embedding.default": (0, "embedding", 0),
 }
 """Operator -> which argument is its weight, what recipes call it, and the weight's axis of output channels."""
@@ -62,17 +62,17 @@ class Layer:
     @property
     def elements(self) -> int:
         """Of the weight."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
-def prepared(program: "Program") -> "Program":
-    """The program as it is quantized: with the rewrites that every format gets, batch norms folded among them."""
+def prepared(program: "Program", *, neural_engine: bool = False) -> "Program":
+    """The program as it is quantized: with the rewrites that every format gets, batch norms folded among them.
+
+    `neural_engine`: in the form of `rewrites.NEURAL_ENGINE`, which does not see through weights that are stored.
+    """
     from handheld.export import rewrites
 
-    return rewrites.apply(program, "quantized")[0]
+    return rewrites.apply(program, "quantized", neural_engine=neural_engine)[0]
 
 
 def layers(module: "GraphModule") -> list[Layer]:
@@ -268,7 +268,7 @@ def _quantized_values(module: "GraphModule", found: Sequence[Layer], rules: Mapp
                 add(node, how)
         elif graph.operator(node) in FUSED and given and given[0] in wanted and _is_fused(given[0]):
             add(node, wanted[given[0]])
-        elif graph.operator(node) in SHARED and given and given[0] in groups and not _pads_with_more(node):
+        elif graph.operator(node) in SHARED and given and given[0] in groups and graph.pads_with_zeros(node):
             add(node, groups[given[0]].how)
             join([given[0], node])
         elif graph.operator(node) in JOINED and len(given) == _tensors(node) and all(v in groups for v in given):
@@ -308,13 +308,7 @@ def _tensors(node: "Node") -> int:
 
 def _moves(node: "Node") -> bool:
     """Whether the node only moves values about, and can as well move integers."""
-    return graph.operator(node) in SHARED and graph.operator(node) not in FUSED and not _pads_with_more(node)
-
-
-def _pads_with_more(node: "Node") -> bool:
-    """Whether what the node pads with is not 0."""
-    given = graph.arguments(node)
-    return bool(given.get("value")) or given.get("mode", "constant") != "constant"
+    return graph.operator(node) in SHARED and graph.operator(node) not in FUSED and graph.pads_with_zeros(node)
 
 
 def _is_fused(node: "Node") -> bool:

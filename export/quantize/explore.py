@@ -85,12 +85,8 @@ class Explorer:
     def search(self, budget: Budget, strategy: str, destination: Path, float_bytes: int) -> "SearchReport":
         """The recipe for a budget, written to a `.toml` or `.yaml` file.
 
-        Raises `HandheldError` for a budget that cannot be met, and for a file of another kind.
+        Raises `HandheldError` for a budget that cannot be met.
         """
-        if destination.suffix not in (".toml", ".yaml", ".yml"):
-            raise HandheldError(f"--recipe-out {destination}: expected a .toml or .yaml.")
-        if not self.batches:
-            raise HandheldError("a search needs inputs to judge by.", hint=apply.CALIBRATE_HINT)
         searcher = Search(Meter(self.program, self.batches), self.sensitivity, float_bytes)
         self.progress(f"search {strategy}", "started")
         found = searcher.run(budget, strategy, destination.stem)
@@ -107,6 +103,14 @@ class Explorer:
             psnr_db=found.psnr_db,
             runs=found.runs,
         )
+
+
+def require_searchable(request: run.Request, destination: Path) -> None:
+    """Raise `HandheldError` for what a search cannot do, before anything is measured for it."""
+    if destination.suffix not in (".toml", ".yaml", ".yml"):
+        raise HandheldError(f"--recipe-out {destination}: expected a .toml or .yaml.")
+    if not request.calibrate:
+        raise HandheldError("a search needs inputs to judge by.", hint=apply.CALIBRATE_HINT)
 
 
 def parse_size(text: str) -> int:

@@ -11,6 +11,7 @@ axis more, its values. All are functions of constants, and none is folded (`hand
 PyTorch's own `quantized_decomposed.dequantize_per_channel` knows neither blocks nor widths below 8 bits nor tables.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,9 @@ import torch.ao.quantization.fx._decomposed
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.fx import Node
+    from torch.fx import Graph, Node
 
-__all__ = ["ACTIVATIONS", "WEIGHTS", "dequantize", "is_weight", "lookup", "masked"]
+__all__ = ["ACTIVATIONS", "WEIGHTS", "Chain", "chains", "dequantize", "is_weight", "lookup", "masked"]
 
 
 @torch.library.custom_op("handheld::dequantize", mutates_args=())
@@ -94,6 +95,35 @@ ACTIVATIONS: tuple[Any, ...] = (
     torch.ops.quantized_decomposed.dequantize_per_tensor.default,
 )
 """Around a quantized activation: `(x, scale, zero_point, lowest, highest, dtype)`, int8 or int16."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The nodes of what a weight is stored as, like `weights.StoredTensor`; `bits` are of its values, 32 for floats."""
+
+    values: "Node"
+    bits: int
+    scale: "Node | None" = None
+    table: "Node | None" = None
+    mask: "Node | None" = None
+
+
+def chains(graph: "Graph") -> "dict[Node, Chain]":
+    """The node that gives out a weight -> what it is made of. Operators inside of such a weight are left out."""
+    made = [node for node in graph.nodes if is_weight(node)]
+    return {node: _chain(node) for node in made if not all(map(is_weight, node.users))}
+
+
+def _chain(node: "Node") -> Chain:
+    """`masked(dequantize(lookup(...)))`, any of them left out, from the outside in."""
+    dequantize, lookup, masked = WEIGHTS
+    found: dict[str, Any] = {"bits": 32}
+    for operator, part in ((masked, "mask"), (dequantize, "scale"), (lookup, "table")):
+        if node.target is operator:
+            found[part] = node.args[1]
+            found["bits"] = found["bits"] if operator is masked else node.args[-1]
+            node = node.args[0]  # type: ignore[assignment]
+    return Chain(node, **found)
 
 
 def is_weight(node: "Node") -> bool:

@@ -23,7 +23,7 @@ from handheld.export.rewrites import graph
 from handheld.record import Record
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
     from handheld.export.program import Program
 
@@ -165,25 +165,8 @@ def weights(module: "GraphModule") -> Iterator[tuple[str, PackedWeight]]:
     """Each weight that operators make, under the name that it had."""
     from handheld.export.quantize import ops
 
-    for node in module.graph.nodes:
-        if ops.is_weight(node) and not any(ops.is_weight(user) for user in node.users):
-            parts = dict(_parts(node))
-            values = parts["values"]
-            name = values.removesuffix("_values").removesuffix("_indices").removeprefix("module.")
-            yield name, PackedWeight.model_validate(parts)
-
-
-def _parts(node: "Node") -> Iterator[tuple[str, Any]]:
-    """What a chain of `masked`, `dequantize` and `lookup` takes, from its end."""
-    from handheld.export.quantize import ops
-
-    given = graph.arguments(node)
-    for part in ("mask", "scale", "table"):
-        if part in given:
-            yield part, str(given[part].target)
-    source: Any = node.args[0]
-    if ops.is_weight(source):
-        yield from _parts(source)
-    else:
-        yield "values", str(source.target)
-        yield "bits", given.get("bits", 32)
+    for chain in ops.chains(module.graph).values():
+        named = {part: getattr(chain, part) for part in ("values", "scale", "table", "mask")}
+        parts = {part: str(node.target) for part, node in named.items() if node is not None}
+        name = parts["values"].removesuffix("_values").removesuffix("_indices").removeprefix("module.")
+        yield name, PackedWeight(bits=chain.bits, **parts)

@@ -17,7 +17,6 @@ from handheld.export.manifest import (
     Golden,
     ProgramRecord,
     Quantized,
-    QuantizedLayer,
     Work,
 )
 from handheld.export.program import Program
@@ -28,7 +27,7 @@ from handheld.export.quantize.recovery.losses import Loss
 from handheld.export.quantize.recovery.pupil import What
 from handheld.export.quantize.recovery.rounding import Rounding
 from handheld.export.quantize.recovery.steps import recovered
-from handheld.export.recipe import Recipe, Rule, Weights, describe
+from handheld.export.recipe import Recipe
 from handheld.export.stages import stage_of
 
 TRAINED: Mapping[str, Sequence[What]] = {"tuned": ("biases", "scales"), "qat": ("biases", "scales", "weights")}
@@ -40,27 +39,25 @@ DRAWN, FIRST_SEED = "drawn", 1000
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from handheld.export.quantize.apply import Layer
-    from handheld.export.quantize.weights import StoredTensor
 
-
-def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, work: Callable[[], Work]) -> ProgramRecord:
+def write(
+    source: Path,
+    recipe: Recipe,
+    calibrate: str | None,
+    folder: Path,
+    work: Callable[[], Work],
+    *,
+    neural_engine: bool = False,
+) -> ProgramRecord:
     """Quantize the program in `source` by `recipe`; leave in `folder` what `trace` leaves there of a model."""
     reference = GoldenData(source)
-    program = apply.prepared(Program.load(source / PROGRAM))
+    program = apply.prepared(Program.load(source / PROGRAM), neural_engine=neural_engine)
     batches, described = inputs(source, calibrate) if recipe.calibrated else ([], "")
     if recipe.recovery and not batches:
         raise HandheldError(
             f"recipe {recipe.name} needs calibration data to win accuracy back with.", hint=CALIBRATE_HINT
         )
-    layers: list[QuantizedLayer] = []
-    rounding = Rounding(program, batches) if "gptq" in recipe.recovery else apply.plain_store
-
-    def store(layer: "Layer", weight: "Tensor", how: Weights) -> "StoredTensor":
-        stored = rounding(layer, weight, how)
-        layers.append(_told(layer, weight, stored, how))
-        return stored
-
+    store = Rounding(program, batches) if "gptq" in recipe.recovery else apply.plain_store
     quantized = apply.quantize(program, recipe, batches, store=store)
     loss: Loss = "kl" if reference.record.quality == "top1" else "mse"
     for step in recipe.recovery:
@@ -71,7 +68,7 @@ def write(source: Path, recipe: Recipe, calibrate: str | None, folder: Path, wor
     quantized.save(folder / PROGRAM)
     sha256 = trace.program_hash(quantized)
     _write_golden(reference, quantized, recipe, sha256, folder)
-    files.write_record(folder / QUANTIZED, Quantized(recipe=recipe, calibration=described, layers=tuple(layers)))
+    files.write_record(folder / QUANTIZED, Quantized(recipe=recipe, calibration=described))
     record = ProgramRecord(
         model=reference.record.model,
         sha256=sha256,
@@ -111,18 +108,6 @@ def inputs(source: Path, calibrate: str | None) -> "tuple[list[tuple[Tensor, ...
     ]
     drawn = [tuple(map(torch.from_numpy, golden.draw(record, case))) for case in cases]
     return drawn, f"{len(drawn)} drawn inputs (seeds from {FIRST_SEED}): no real data"
-
-
-def _told(layer: "Layer", weight: "Tensor", stored: "StoredTensor", how: Weights) -> QuantizedLayer:
-    error = (stored.dense() - weight).square().mean()
-    snr = 10 * torch.log10(weight.square().mean() / error)
-    return QuantizedLayer(
-        module=layer.module,
-        operator=layer.operator,
-        elements=layer.elements,
-        stored=describe(Rule(weights=how)),
-        snr_db=round(float(snr.nan_to_num(torch.inf, torch.inf)), 2),
-    )
 
 
 def _write_golden(reference: GoldenData, quantized: Program, recipe: Recipe, sha256: str, folder: Path) -> None:

@@ -141,6 +141,12 @@ def writes(node: "Node") -> bool:
     return schema is not None and schema.is_mutable
 
 
+def pads_with_zeros(node: "Node") -> bool:
+    """Whether what the node adds around a tensor, if anything, is 0."""
+    given = arguments(node)
+    return not given.get("value") and given.get("mode", "constant") == "constant"
+
+
 def only_user(node: "Node") -> "Node | None":
     """The one node that uses `node`, if there is just one."""
     return next(iter(node.users)) if len(node.users) == 1 else None

@@ -181,12 +181,14 @@ def search(
 
     Imports torch. Raises `HandheldError` as `export`, and for a budget that cannot be met, with the best that can.
     """
-    from handheld.export.quantize.explore import Explorer, parse_size
+    from handheld.export.quantize.explore import Explorer, parse_size, require_searchable
     from handheld.export.quantize.search import Budget
     from handheld.export.quantize.sensitivity import CANDIDATES
 
     budget = Budget(size_bytes=parse_size(size) if size else None, bits=bits, psnr_db=psnr)
-    explorer = Explorer(_request(model, options), candidates=candidates or CANDIDATES, progress=progress)
+    request = _request(model, options)
+    require_searchable(request, Path(recipe_out))
+    explorer = Explorer(request, candidates=candidates or CANDIDATES, progress=progress)
     return explorer.search(budget, strategy, Path(recipe_out), 2 if floats == "fp16" else 4)
 
 

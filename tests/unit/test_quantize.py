@@ -55,6 +55,37 @@ def test_layers_are_found_once_each() -> None:
     assert found == [("first", "conv", 576, 1), ("second", "conv", 2304, 1), ("head", "linear", 256, 2)]
 
 
+def test_every_kind_of_layer_is_found() -> None:
+    """Transposed ones by their own axis of output channels, and those whose padding is a word."""
+
+    class Kinds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = nn.Conv1d(4, 8, 3, padding="same")
+            self.back = nn.ConvTranspose1d(8, 6, 3)
+            self.depth = nn.Conv2d(6, 6, 3, padding="same", groups=6)
+            self.up = nn.ConvTranspose2d(6, 2, 2)
+            self.solid = nn.ConvTranspose3d(2, 5, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            x = self.back(self.same(x))
+            return (self.solid(self.up(self.depth(x[..., None]))[:, :, None]),)
+
+    x = torch.ones(1, 4, 8)
+    specs = TensorSpec("x", (1, 4, 8), "float32"), TensorSpec("y", (1, 5, 2, 12, 3), "float32")
+    program = Program(torch.export.export(Kinds().eval(), (x,)), specs[:1], specs[1:])
+    found = [
+        (layer.module, layer.operator, layer.channel_axis) for layer in apply.layers(apply.prepared(program).module())
+    ]
+    assert found == [
+        ("same", "conv", 0),
+        ("back", "conv", 1),
+        ("depth", "depthwise", 0),
+        ("up", "conv", 1),
+        ("solid", "conv", 1),
+    ]
+
+
 def test_a_quantized_program_computes_with_weights_on_their_grid() -> None:
     """Against the network itself, its weights rounded here with NumPy."""
     program, x = _program()

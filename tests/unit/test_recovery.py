@@ -222,7 +222,7 @@ def test_steps_are_kept_only_if_they_help(prepared: Program) -> None:
     told: list[str] = []
     assert recovered(prepared, prepared, CALIBRATION, progress=told.append) is prepared
     assert "0.000000 as it is" in told[0]
-    better = recovered(prepared, coarse, CALIBRATION, steps=4, rate=3)
+    better = tuned(prepared, recovered(prepared, coarse, CALIBRATION), CALIBRATION, steps=4, rate=3)
     assert error(better, prepared) < 0.8 * error(coarse, prepared)
 
 

@@ -1,11 +1,9 @@
-"""The steps of recovery after rounding, one after another, each kept only if it helps."""
+"""Statistics matched, if that helps."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from handheld.export.quantize.recovery.distillation import tuned
 from handheld.export.quantize.recovery.losses import Loss, best, held_back
-from handheld.export.quantize.recovery.pupil import What
 from handheld.export.quantize.recovery.statistics import matched
 
 if TYPE_CHECKING:
@@ -20,13 +18,10 @@ def recovered(
     batches: "Sequence[Sequence[Tensor]]",
     *,
     loss: Loss = "mse",
-    steps: int = 0,
-    train: Sequence[What] = ("biases", "scales"),
-    rate: float = 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> "Program":
     """`quantized` with means, or means and deviations, as in `reference`, or as it is: whichever is nearest to it on
-    batches that are held back (`losses.best`); then, if `steps`, trained (`distillation.tuned`).
+    batches that are held back (`losses.best`).
 
     `loss` is "kl" for classifiers, whose outputs' sizes matter less than their order, else "mse".
     """
@@ -36,6 +31,4 @@ def recovered(
     found, losses = best(reference, tried, [batches[index] for index in kept], loss)
     told = zip(("as it is", "with means matched", "with means and deviations matched"), losses, strict=True)
     progress(f"loss on batches that were held back: {', '.join(f'{value:.6f} {name}' for name, value in told)}")
-    if not steps:
-        return found
-    return tuned(reference, found, batches, train=train, loss=loss, steps=steps, rate=rate, progress=progress)
+    return found
