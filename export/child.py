@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, TypeAdapter
 
 from handheld.errors import HandheldError
-from handheld.export import files
+from handheld.export import files, versions
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.stored import StoredLayer, in_figures
 from handheld.export.manifest import PROGRAM, PROGRAM_RECORD, Boundary, ProgramRecord, Schedule, Stage, Work
@@ -123,6 +123,7 @@ class Packed(Record):
     size_bytes: int
     layers: tuple[StoredLayer, ...]
     work: Work
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def average_bits(self) -> float:
@@ -241,7 +242,14 @@ def pack(request: PackRequest, folder: Path, start: float) -> Reply:
     program = cached_in_half(Program.load(request.program / PROGRAM))
     size = packed.write(program, path, request.recipe)
     layers = in_figures(packed.PackedFile(path).stored())
-    return Reply(packed=Packed(recipe=request.recipe, size_bytes=size, layers=layers, work=work_since(start)))
+    made = Packed(
+        recipe=request.recipe,
+        size_bytes=size,
+        layers=layers,
+        work=work_since(start),
+        versions=versions.installed(("torch", "numpy", "safetensors")),
+    )
+    return Reply(packed=made)
 
 
 def foreign(request: ForeignRequest, folder: Path, start: float) -> Reply:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from handheld.errors import HandheldError
-from handheld.export import files, run
+from handheld.export import files, run, versions
 from handheld.export.cache import Cache
 from handheld.export.manifest import PROGRAM, PROGRAM_RECORD, ProgramRecord
 from handheld.export.program import Program
@@ -46,6 +46,8 @@ class SearchReport(Record):
     average_bits: float
     psnr_db: float
     runs: int
+    basis: Literal["host"] = "host"
+    versions: dict[str, str]
 
 
 class Explorer:
@@ -102,6 +104,7 @@ class Explorer:
             average_bits=found.average_bits,
             psnr_db=found.psnr_db,
             runs=found.runs,
+            versions=versions.installed(("torch", "numpy")),
         )
 
 

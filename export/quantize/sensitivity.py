@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from handheld.errors import HandheldError
-from handheld.export import files
+from handheld.export import files, versions
 from handheld.export import recipe as recipes
 from handheld.export.recipe import SMALLEST, Weights
 from handheld.record import Record
@@ -71,6 +73,8 @@ class Sensitivity(Record):
     """Each layer that a recipe can quantize, in the network's order."""
     other_elements: int
     """Of all constants that are no unit's."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of what measured it, on the host."""
     trials: tuple[Trial, ...] = ()
 
     def of(self, candidate: str) -> dict[str, Trial]:
@@ -205,6 +209,7 @@ def measure(
         inputs_sha256=_hash(batches) if batches else "",
         units=meter.units,
         other_elements=meter.other_elements,
+        versions=versions.installed(("torch", "numpy")),
     )
     found = _resumed(found, record)
     done = {(trial.module, trial.candidate) for trial in found.trials if forms.get(trial.candidate) == trial.weights}

@@ -682,15 +682,15 @@ def recipes(
     Natively, by an equivalent, or not at all.
     """
     with speaking():
-        from handheld import views
+        from handheld import views_quantize
         from handheld.console import console
         from handheld.export.formats.base import Options
 
         options = Options(deployment_target=deployment_target)
         if json:
-            say(views.recipes_json(names or (), options))
+            say(views_quantize.recipes_json(names or (), options))
         else:
-            views.show_recipes(console(), names or (), options)
+            views_quantize.show_recipes(console(), names or (), options)
 
 
 @app.command(epilog="\b\nExample:\n  handheld devices")

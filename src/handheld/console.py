@@ -1,5 +1,6 @@
 """What people see: progress on standard error, tables on standard output."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -39,6 +40,16 @@ def console(*, stderr: bool = False) -> Console:
 def styled(text: str) -> Text:
     """A status in its colour."""
     return Text(text, STYLES.get(text, ""))
+
+
+def megabytes(size: int | None) -> str:
+    """A size in tables."""
+    return "–" if size is None else f"{size / 1e6:.2f}"
+
+
+def decibels(psnr: float) -> str:
+    """A PSNR in tables."""
+    return "equal" if psnr == math.inf else f"{psnr:.1f}"
 
 
 def show_table(

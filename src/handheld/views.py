@@ -1,8 +1,7 @@
 """Tables of what the verbs found. Every figure says how it was obtained."""
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from handheld import views_quantize
 from handheld.benchmarks.fidelity.departures import Departure
 from handheld.benchmarks.fidelity.explain import explanation
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport
@@ -17,11 +17,10 @@ from handheld.benchmarks.fuzz.fuzz import FuzzReport
 from handheld.benchmarks.fuzz.protocol import KINDS
 from handheld.benchmarks.latency.bench import BenchCell, BenchReport
 from handheld.benchmarks.matrix import Matrix, MatrixCell
-from handheld.console import show_table, styled
-from handheld.export import formats, recipe
+from handheld.console import decibels, megabytes, show_table, styled
+from handheld.export import formats
 from handheld.export.cache import Cache, Entry
-from handheld.export.formats.base import Inspection, Options
-from handheld.export.formats.stored import StoredLayer
+from handheld.export.formats.base import Inspection
 from handheld.export.run import Cell, ExportReport, SplitReport
 from handheld.export.show import Shown
 from handheld.runtimes import host, targets
@@ -33,14 +32,6 @@ from handheld.runtimes.run import RunReport
 if TYPE_CHECKING:
     from handheld.api import ShipReport
     from handheld.doctor import Examination
-
-
-def _mb(size: int | None) -> str:
-    return "–" if size is None else f"{size / 1e6:.2f}"
-
-
-def _db(psnr: float) -> str:
-    return "equal" if psnr == math.inf else f"{psnr:.1f}"
 
 
 def _reasons(out: Console, reasons: Iterable[tuple[str, str | None]]) -> None:
@@ -57,9 +48,9 @@ def show_export(out: Console, done: ExportReport) -> None:
         [
             cell.name,
             styled(cell.status),
-            _mb(cell.size_bytes),
+            megabytes(cell.size_bytes),
             "–" if cell.seconds is None else f"{cell.seconds:.1f}",
-            _mb(cell.estimated_memory_bytes if planned else cell.peak_memory_bytes),
+            megabytes(cell.estimated_memory_bytes if planned else cell.peak_memory_bytes),
         ]
         for cell in done.cells
     ]
@@ -95,12 +86,12 @@ def show_matrix(out: Console, done: Matrix) -> None:
     costs: list[list[str | Text]] = [
         [
             f"{cell.model}/{cell.name}",
-            _mb(cell.size_bytes),
+            megabytes(cell.size_bytes),
             "–" if cell.conversion_seconds is None else f"{cell.conversion_seconds:.1f}",
-            _mb(cell.peak_memory_bytes),
-            _mb(cell.estimated_memory_bytes),
+            megabytes(cell.peak_memory_bytes),
+            megabytes(cell.estimated_memory_bytes),
             "–" if cell.check_seconds is None else f"{cell.check_seconds:.1f}",
-            "–" if cell.cost_db is None else _db(cell.cost_db),
+            "–" if cell.cost_db is None else decibels(cell.cost_db),
         ]
         for cell in done.cells
         if cell.size_bytes
@@ -154,29 +145,13 @@ def show_check(out: Console, done: CheckReport) -> None:
         "artifact", ">PSNR dB", ">limit dB", ">max error", ">top-1", ">second opinion dB", "check", "runtime", "target",
     ]  # fmt: skip
     show_table(out, "Check", columns, rows, caption=_how_checked(done.cells))
-    _show_costs(out, [cell for cell in done.cells if cell.cost])
+    views_quantize.show_costs(out, [cell for cell in done.cells if cell.cost])
     _show_findings(out, done)
     for problem in done.problems:
         out.print(f"{problem.kind}: {problem.cell + ': ' if problem.cell else ''}{problem.says}", soft_wrap=True)
     _show_departures(out, done.cells)
     if done.required_but_not_run:
         out.print(f"Required but not run: {', '.join(done.required_but_not_run)}")
-
-
-def _show_costs(out: Console, cells: Sequence[CheckCell]) -> None:
-    """How far quantized files are from the model itself: what their recipes cost."""
-    rows: list[list[str | Text]] = []
-    for cell in cells:
-        cost = cell.cost
-        assert cost
-        top1 = "–" if cost.top1_agreed is None else f"{cost.top1_agreed}/{cost.top1_decidable}"
-        rows.append(
-            [cell.name, _mb(cell.size_bytes), _db(cost.psnr_db), f"{cost.cosine:.5f}", f"{cost.max_error:.2g}", top1]
-        )
-    if rows:
-        columns = ["artifact", ">size MB", ">PSNR dB", ">cosine", ">max error", ">top-1"]
-        caption = "The check above is of the conversion, against the quantized model; this is against the model itself."
-        show_table(out, "What quantization costs", columns, rows, caption=caption)
 
 
 def _show_findings(out: Console, done: CheckReport) -> None:
@@ -214,7 +189,7 @@ def _departing(one: Departure) -> str:
 
 
 def _opinion(cell: CheckCell) -> str:
-    return "–" if cell.second_opinion_db is None else _db(cell.second_opinion_db)
+    return "–" if cell.second_opinion_db is None else decibels(cell.second_opinion_db)
 
 
 def _status(cell: CheckCell) -> str:
@@ -231,16 +206,17 @@ def _parity(cell: CheckCell) -> list[str]:
         return ["–"] * 4
     p = cell.parity
     top1 = "–" if p.top1_agreed is None else f"{p.top1_agreed}/{p.top1_decidable}"
-    return [_db(p.psnr_db), f"{cell.limit_db:.0f}", f"{p.max_error:.2g}", top1]
+    return [decibels(p.psnr_db), f"{cell.limit_db:.0f}", f"{p.max_error:.2g}", top1]
 
 
 def _how_checked(cells: Sequence[CheckCell]) -> str:
     ran = [cell for cell in cells if cell.parity]
     if not ran or not ran[0].parity:
         return ""
+    references = ", or ".join(dict.fromkeys(cell.reference for cell in ran))
     return (
         f"PSNR: the worst of {ran[0].parity.cases} golden inputs, range = largest magnitude of the reference "
-        f"({ran[0].reference}); weights: {ran[0].weights}; basis: {ran[0].basis}; "
+        f"({references}); weights: {ran[0].weights}; basis: {ran[0].basis}; "
         f"{_versions(version for cell in ran for version in cell.runtime_versions.items())}"
     )
 
@@ -274,7 +250,7 @@ def _latency(cell: BenchCell) -> list[str]:
         str(s.count),
         f"{m.load_ns / 1e6:.0f}",
         f"{m.first_run_ns / 1e6:.1f}",
-        _mb(m.peak_memory_bytes),
+        megabytes(m.peak_memory_bytes),
         str(cell.threads),
         m.basis,
     ]
@@ -304,7 +280,7 @@ def show_ship(out: Console, done: "ShipReport") -> None:
             [
                 cell.name,
                 styled(cell.status),
-                _mb(cell.size_bytes),
+                megabytes(cell.size_bytes),
                 "–" if cell.seconds is None else f"{cell.seconds:.1f}",
                 *((_parity(checked)[i] for i in (0, 1, 3)) if checked else ["–"] * 3),
                 styled(checked.status) if checked else "–",
@@ -344,8 +320,8 @@ def show_run(out: Console, done: RunReport) -> None:
     for name, close in done.parity.items():
         place = f"{name}[{', '.join(map(str, close.index))}]: expected {close.expected:.6g}, got {close.got:.6g}"
         out.print(
-            f"{name} against what is expected: PSNR {_db(close.psnr_db)} dB, cosine {close.cosine:.6f}, largest error "
-            f"{close.max_error:.3g} at {place}",
+            f"{name} against what is expected: PSNR {decibels(close.psnr_db)} dB, cosine {close.cosine:.6f}, "
+            f"largest error {close.max_error:.3g} at {place}",
             soft_wrap=True,
         )
     if done.top:
@@ -361,7 +337,7 @@ def show_render(out: Console, done: RenderReport) -> None:
         seen = list(group)
         eager = [view.eager_db for view in seen if view.eager_db is not None]
         truth = [view.truth_db for view in seen if view.truth_db is not None]
-        closest = [_db(min(eager)) if eager else "–", f"{sum(truth) / len(truth):.1f}" if truth else "–"]
+        closest = [decibels(min(eager)) if eager else "–", f"{sum(truth) / len(truth):.1f}" if truth else "–"]
         rows.append([name, str(len(seen)), *closest, seen[0].runtime, seen[0].basis])
     columns = ["artifact", ">views", ">worst dB of eager", ">mean dB of truth", "runtime", "basis"]
     show_table(out, "Views", columns, rows, caption="PSNR of pictures in [0, 1]: its range is 1")
@@ -394,11 +370,11 @@ def show_generate(out: Console, done: GenerateReport) -> None:
 def show_bundle(out: Console, done: BundleReport) -> None:
     """What an app gets."""
     rows = [
-        [graph.role, graph.file, _mb(graph.size_bytes), "\n".join(map(str, graph.signature.inputs))]
+        [graph.role, graph.file, megabytes(graph.size_bytes), "\n".join(map(str, graph.signature.inputs))]
         for graph in done.contract.graphs
     ]
     steps = ", ".join(f"{table.steps} ({table.sampler})" for table in done.contract.schedules)
-    caption = f"{len(done.contract.files)} files, {_mb(done.size_bytes)} MB; schedules: {steps}"
+    caption = f"{len(done.contract.files)} files, {megabytes(done.size_bytes)} MB; schedules: {steps}"
     show_table(out, done.contract.title, ["role", "graph", ">size MB", "inputs"], rows, caption=caption)
     out.print(f"Bundle: {done.folder}" + (f", {done.archive}" if done.archive else ""), soft_wrap=True)
 
@@ -412,7 +388,7 @@ def show_artifact(out: Console, shown: Shown) -> None:
         ["size", f"{shown.size_bytes / 1e6:.2f} MB"],
         ["inputs", "\n".join(map(str, seen.inputs))],
         ["outputs", "\n".join(map(str, seen.outputs))],
-        ["weights", ", ".join(f"{_mb(n)} MB {dtype}" for dtype, n in seen.weights.items()) or "–"],
+        ["weights", ", ".join(f"{megabytes(n)} MB {dtype}" for dtype, n in seen.weights.items()) or "–"],
         ["fingerprint", seen.fingerprint or f"none: {seen.fingerprint_note}"],
         *_delegation(seen),
         *_origin(shown),
@@ -422,22 +398,7 @@ def show_artifact(out: Console, shown: Shown) -> None:
     total = sum(seen.operators.values())
     show_table(out, f"{total} operators", ["operator", ">count"], [[name, str(n)] for name, n in counts])
     if shown.layers:
-        _show_layers(out, shown.layers)
-
-
-def _show_layers(out: Console, layers: Sequence[StoredLayer]) -> None:
-    """What the file itself holds of each weight."""
-    rows = [
-        [one.name, one.scheme, str(one.bits), f"{one.bits_per_weight:.2f}", f"{one.elements:,}", f"{one.zeros:.0%}"]
-        for one in layers
-    ]
-    elements = sum(one.elements for one in layers)
-    bits = sum(one.bits_per_weight * one.elements for one in layers) / max(1, elements)
-    columns = ["weight", "stored as", ">bits", ">bits/weight", ">elements", ">zeros"]
-    caption = (
-        f"{bits:.3f} bits per weight over {elements:,} elements, with scales, tables and masks; read from the file"
-    )
-    show_table(out, "Weights", columns, rows, caption=caption)
+        views_quantize.show_layers(out, shown.layers)
 
 
 def _delegation(seen: Inspection) -> list[list[str]]:
@@ -452,7 +413,7 @@ def _origin(shown: Shown) -> list[list[str]]:
     m = shown.manifest
     if not m:
         return [["manifest", "none beside it"]]
-    stages = ", ".join(f"{stage.name} {_db(stage.psnr_db)}" for stage in m.stages) or "–"
+    stages = ", ".join(f"{stage.name} {decibels(stage.psnr_db)}" for stage in m.stages) or "–"
     return [
         ["model", f"{m.model}, weights: {m.weights}"],
         ["recipe", f"{m.recipe.name}: {formats.get(m.format).support(m.recipe, m.options).how}"],
@@ -460,59 +421,10 @@ def _origin(shown: Shown) -> list[list[str]]:
         ["PSNR before conversion", f"{stages} dB"],
         [
             "conversion",
-            f"{m.conversion.seconds:.1f} s, peak {_mb(m.conversion.peak_memory_bytes)} MB (on {m.platform})",
+            f"{m.conversion.seconds:.1f} s, peak {megabytes(m.conversion.peak_memory_bytes)} MB (on {m.platform})",
         ],
         ["versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())],
     ]
-
-
-def _recipe_rows(names: Sequence[str], options: Options) -> list[dict[str, str | None]]:
-    rows: list[dict[str, str | None]] = []
-    for name in names:
-        for target in formats.FORMATS.values():
-            made = target.support(recipe.resolve(name, target.default_recipe), options)
-            default = "yes" if name == target.default_recipe else ""
-            rows.append({"recipe": name, "format": target.name, "default": default, **made.model_dump()})
-    return rows
-
-
-def show_recipes(out: Console, names: Sequence[str], options: Options) -> None:
-    """What each format makes of recipes: of all kinds that there are, or of some."""
-    rows = _recipe_rows(names or recipe.EXAMPLES, options)
-    if names:
-        for name in names:
-            found = recipe.resolve(name, "fp32")
-            says = found.description or "; ".join(map(recipe.describe, found.rules))
-            out.print(f"{name}: {says}", soft_wrap=True)
-        details = [[str(r["recipe"]), str(r["format"]), str(r["level"]), _and_nearest(r)] for r in rows]
-        show_table(out, "", ["recipe", "format", "how", "what the file holds"], details)
-        return
-    levels = {(row["recipe"], row["format"]): _level(row) for row in rows}
-    grid = [[name, *(levels[name, target] for target in formats.FORMATS)] for name in recipe.EXAMPLES]
-    show_table(out, "", ["recipe", *formats.FORMATS], grid)
-    defaults = ", ".join(f"{target.default_recipe} for {target.name}" for target in formats.FORMATS.values())
-    out.print(
-        f"default: {defaults}. For {options.deployment_target}. native: the file holds what the recipe says; "
-        "equivalent: it computes the same from something else; no: it cannot, and what comes nearest. What a file "
-        "holds, and why not: handheld recipes NAME. Names are put together of parts (sparse50-lut4g16-fp32); a recipe "
-        "can also be a .toml or .yaml of rules.",
-        soft_wrap=True,
-    )
-
-
-def _level(row: Mapping[str, str | None]) -> str:
-    if row["level"] != "impossible":
-        return str(row["level"])
-    return f"no: {row['nearest']}" if row["nearest"] else "no"
-
-
-def _and_nearest(row: Mapping[str, str | None]) -> str:
-    return f"{row['how']}. Nearest: {row['nearest']}" if row["nearest"] else str(row["how"])
-
-
-def recipes_json(names: Sequence[str], options: Options) -> str:
-    """What each format makes of recipes, as JSON."""
-    return json.dumps(_recipe_rows(names or recipe.EXAMPLES, options), indent=2)
 
 
 def _device_rows() -> list[dict[str, object]]:
@@ -551,7 +463,7 @@ def show_doctor(out: Console, found: "Examination") -> None:
 def show_cache(out: Console, store: Cache, entries: Sequence[Entry], *, pruned: bool) -> None:
     """Entries, their sizes and last use."""
     total = sum(entry.size_bytes for entry in entries) if not pruned else 0
-    rows = [] if pruned else [[e.kind, e.key[:16], _what(e.path), _mb(e.size_bytes)] for e in entries]
+    rows = [] if pruned else [[e.kind, e.key[:16], _what(e.path), megabytes(e.size_bytes)] for e in entries]
     show_table(out, str(store.root), ["kind", "key", "what", ">size MB"], rows)
     out.print(f"removed {len(entries)} entries" if pruned else f"{len(entries)} entries, {total / 1e6:.1f} MB")
 
