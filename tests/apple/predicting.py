@@ -43,7 +43,9 @@ from handheld.runtimes.coreml.errors import CoreMLError  # noqa: E402
 _bridge_torchvision()
 
 import coremltools  # noqa: E402
+import torch  # noqa: E402
 
+SEED = 1984
 MACOS = (15, 5)
 ROOT = Path(coremltools.__file__).parent
 EXCEPTIONS = Path(__file__).with_name("exceptions.json")
@@ -228,7 +230,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """The same numbers each time. A test that fails before it predicts says nothing of predictions."""
     global seen
     seen = Seen()
-    np.random.seed(1984)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
     try:
         yield
     except Exception as error:
