@@ -148,7 +148,7 @@ def _cell(
     request = Request(
         model=refer(spec.name),
         to=(format_name,),
-        recipe=recipe,
+        recipe=_for_twins(recipe, place) if spec.tiny else recipe,
         calibrate=CALIBRATION,
         out=place / "out",
         jobs=1,
@@ -178,6 +178,20 @@ def _cell(
         return _compared(cell, check(place / "out", threads=threads, timeout=timeout, progress=say).cells[0])
     except HandheldError as error:
         return cell.model_copy(update={"reason": str(error)})
+
+
+def _for_twins(name: str, place: Path) -> str:
+    """The recipe, for weights as small as the twins' are."""
+    from handheld.export import recipe
+
+    found = recipe.resolve(name, "fp32")
+    if not found.quantizes:
+        return name
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / f"{found.name}.toml"
+    open_form = recipe.read(Path(name)) if recipe.is_file(name) else recipe.named(name)
+    file.write_text(recipe.text(open_form.model_copy(update={"smallest": recipe.SMALLEST})))
+    return str(file)
 
 
 def _compared(cell: MatrixCell, checked: CheckCell) -> MatrixCell:

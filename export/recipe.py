@@ -40,7 +40,8 @@ SHIPPED = Path(__file__).parent / "recipes"
 """Recipes that are files of handheld's own, and have their names."""
 
 SMALLEST = 256
-"""Elements of the smallest weight that a recipe quantizes: below, scales and tables cost as much as they save."""
+"""Elements of the smallest constant that counts as a weight when a file's contents are listed, and of the smallest that
+any recipe should quantize: below, scales and tables cost as much as they save."""
 
 TABLE_BITS = (1, 2, 3, 4, 6, 8)
 """Widths of table indices that Core ML has (iOS 18; before, 3 is missing)."""
@@ -135,6 +136,9 @@ class Recipe(Record):
     """Of what no rule quantizes. `default` is each format's own."""
     rules: tuple[Rule, ...] = ()
     """The first that matches a layer counts; a layer that none matches keeps floats."""
+    smallest: Annotated[int, Field(ge=1)] = 2048
+    """A weight of fewer elements stays in floats, unless a rule makes its activations integers: such weights are a
+    hundredth of a network, and often the ones that matter. The default is coremltools' `weight_threshold`."""
     recovery: tuple[Recovery, ...] = ()
     """What is done to win accuracy back, in this order: see the names' parts."""
     description: str = ""

@@ -10,7 +10,7 @@ from handheld.export.quantize import ops
 from handheld.export.quantize.calibration import Range, ranges
 from handheld.export.quantize.kernels import computable
 from handheld.export.quantize.weights import StoredTensor, store
-from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
+from handheld.export.recipe import Activations, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
 from handheld.export.rewrites.layers import CONVOLUTIONS, LINEAR, TRANSPOSED
 from handheld.export.rewrites.tabulate import is_table
@@ -109,7 +109,8 @@ def _argument(node: "Node", target: str) -> "Node":
 
 
 def assignment(found: Iterable[Layer], recipe: Recipe) -> dict[str, Rule]:
-    """Weight -> the rule that it gets. Small weights get none, unless their activations are in integers too.
+    """Weight -> the rule that it gets. Weights below `recipe.smallest` get none, unless their activations are in
+    integers too.
 
     Raises `HandheldError` for a rule whose modules match no layer of the model at all.
     """
@@ -122,7 +123,7 @@ def assignment(found: Iterable[Layer], recipe: Recipe) -> dict[str, Rule]:
     return {
         layer.weight: rule
         for layer, rule in chosen.items()
-        if rule and (rule.activations or (rule.weights and layer.elements >= SMALLEST))
+        if rule and (rule.activations or (rule.weights and layer.elements >= recipe.smallest))
     }
 
 

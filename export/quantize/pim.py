@@ -17,14 +17,15 @@ drawn anew for each read but the same each time a layer runs: a seed decides it.
 """
 
 import math
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from handheld.errors import HandheldError, unknown
+from handheld.errors import HandheldError
 from handheld.export.quantize import ops
+from handheld.export.quantize.crossbar import Crossbar, Scheme
 from handheld.export.rewrites import graph
 
 if TYPE_CHECKING:
@@ -35,38 +36,13 @@ if TYPE_CHECKING:
 
     from handheld.export.program import Program
 
-Scheme = Literal["native", "differential", "bit_serial"]
-
 LAYERS = {"linear.default": 0, "conv1d.default": 1, "conv2d.default": 2, "conv3d.default": 3}
 """Operators that run on crossbars, and how many axes their kernels have."""
 
 ACTIVATION_BITS = 8
 
-
-@dataclass(frozen=True)
-class Crossbar:
-    """The hardware that is simulated; the module's docstring has the formulas."""
-
-    scheme: Scheme = "bit_serial"
-    adc_bits: int = 7
-    rows: int = 144
-    """N: 16 channels of a 3x3 convolution."""
-    slice_bits: int = 4
-    """m: 1, 2, 4 or 8."""
-    noise: float = 0.0
-    """Standard deviation at a converter, in its steps."""
-    bow: float = 0.0
-    """Largest deviation of a converter from a straight line, in its steps."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.scheme not in get_args(Scheme):
-            raise unknown("scheme of a crossbar", self.scheme, get_args(Scheme))
-        if not 2 <= self.adc_bits <= 24 or self.slice_bits not in (1, 2, 4, 8) or self.rows < 1 or self.noise < 0:
-            raise HandheldError(
-                "expected a converter of 2 to 24 bits, slices of 1, 2, 4 or 8, 1 or more rows and noise of 0 or more; "
-                f"came {self}."
-            )
+EXACT = 2**24
+"""Sums of integers below it are exact in float32, in any order: twice as fast as in float64, and more."""
 
 
 @torch.library.custom_op("handheld::pim", mutates_args=())
@@ -164,7 +140,8 @@ def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geomet
             for place in range(0, ACTIVATION_BITS, crossbar.slice_bits):
                 part = (inputs >> place) & (2**crossbar.slice_bits - 1)
                 full = math.prod(cells.shape[1:]) * (2**crossbar.slice_bits - 1) * largest
-                exact = _layer(part.to(torch.float64), array.to(torch.float64), geometry)
+                kind = torch.float32 if full < EXACT else torch.float64
+                exact = _layer(part.to(kind), array.to(kind), geometry).double()
                 read = _read(exact, full, crossbar, generator)
                 total = total + read * (factor << place)
     channels = weight.to(torch.float64).flatten(1).sum(1).reshape([-1] + [1] * len(stride))

@@ -8,7 +8,7 @@ from statistics import median
 
 from handheld.errors import HandheldError, unknown
 from handheld.export.quantize.sensitivity import Meter, Sensitivity, psnr_db
-from handheld.export.recipe import Recipe, Rule, Weights
+from handheld.export.recipe import SMALLEST, Recipe, Rule, Weights
 
 Assignment = Mapping[str, Weights | None]
 """Module -> how its weights are stored; None: in floats."""
@@ -263,6 +263,7 @@ class Search:
         return Recipe(
             name=name,
             rules=tuple(Rule(modules=tuple(modules), weights=form) for form, modules in ordered),
+            smallest=SMALLEST,
             description=f"found by {strategy} search for {_told(budget)}",
         )
 

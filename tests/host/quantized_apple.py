@@ -16,7 +16,7 @@ from handheld.export.program import Program
 from handheld.export.quantize import apply
 from handheld.export.quantize.ops import ACTIVATIONS
 from handheld.export.quantize.weights import StoredTensor, store
-from handheld.export.recipe import Recipe
+from handheld.export.recipe import SMALLEST, Recipe
 from handheld.models.spec import TensorSpec
 
 
@@ -82,8 +82,8 @@ def prepared(name: str) -> tuple[Program, list[tuple[torch.Tensor, ...]]]:
 
 
 def _arithmetic(recipe: Recipe) -> str:
-    """What decides the integers: all but the floats around them."""
-    return recipe.model_copy(update={"floats": "float32"}).model_dump_json()
+    """What decides the integers: all but the floats around them. For weights as small as these networks'."""
+    return recipe.model_copy(update={"floats": "float32", "smallest": SMALLEST}).model_dump_json()
 
 
 @cache

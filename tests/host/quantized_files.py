@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from handheld.export.formats.stored import Stored, StoredWeight
-from handheld.export.recipe import Recipe, Rule, resolve
+from handheld.export.recipe import SMALLEST, Recipe, Rule, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,7 +22,12 @@ DEPTHWISE = "depthwise.weight"
 
 
 def recipe_of(name: str, floats: str = "fp32") -> Recipe:
-    """The recipe called `name`; `kept-…` keeps the layer `middle` in floats, `linear-…` all convolutions."""
+    """The recipe called `name`, for small weights too; `kept-…` keeps the layer `middle` in floats, `linear-…` all
+    convolutions."""
+    return _recipe_of(name, floats).model_copy(update={"smallest": SMALLEST})
+
+
+def _recipe_of(name: str, floats: str) -> Recipe:
     if name.startswith("linear-"):
         rest = resolve(name.removeprefix("linear-"), floats)
         rule = rest.rules[0].model_copy(update={"operators": ("linear", "embedding")})

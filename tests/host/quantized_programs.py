@@ -7,7 +7,7 @@ from torch import nn
 
 from handheld.export.program import Program
 from handheld.export.quantize import apply
-from handheld.export.recipe import Recipe, resolve
+from handheld.export.recipe import SMALLEST, Recipe, resolve
 from handheld.models.spec import TensorSpec
 
 
@@ -44,7 +44,7 @@ def network() -> tuple[Program, tuple[torch.Tensor, ...]]:
 
 @cache
 def quantized(name: str, default: str = "fp32") -> tuple[Recipe, Program]:
-    """A recipe and the network quantized by it."""
+    """A recipe, for small weights too, and the network quantized by it."""
     program, inputs = network()
-    recipe = resolve(name, default)
+    recipe = resolve(name, default).model_copy(update={"smallest": SMALLEST})
     return recipe, apply.quantize(program, recipe, [inputs])

@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from handheld.export import recipe as recipes
 from handheld.export.program import Program
 from handheld.models.spec import TensorSpec
+
+
+def named(name: str) -> recipes.Recipe:
+    """The recipe of that name, for layers as small as tests' are."""
+    return recipes.named(name).model_copy(update={"smallest": recipes.SMALLEST})
 
 
 class Net(nn.Module):

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from quantizing import named
 from torch import nn
 
 from handheld.errors import HandheldError
 from handheld.export.program import Program
 from handheld.export.quantize import apply, ops
-from handheld.export.recipe import Activations, Recipe, Rule, Weights, named
+from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
 from handheld.models.spec import TensorSpec
 
 W8 = Weights(scheme="integer", bits=8)
@@ -111,7 +112,7 @@ def test_the_first_rule_that_matches_counts_and_may_leave_floats() -> None:
         Rule(operators=("linear",), weights=named("lut4").rules[0].weights),
         Rule(weights=W8),
     )
-    quantized = apply.quantize(program, Recipe(name="mixed", rules=rules))
+    quantized = apply.quantize(program, Recipe(name="mixed", rules=rules, smallest=SMALLEST))
     assert _calls(quantized, ops.WEIGHTS) == ["handheld.dequantize.default", "handheld.lookup.default"]
 
 
@@ -185,3 +186,12 @@ def test_strange_weights_stay_finite(extreme: str) -> None:
         assert torch.isfinite(got).all(), name
         if extreme == "outlier" and name == "w8":
             assert got[0, 0] == pytest.approx(1e6, rel=0.01)
+
+
+def test_small_weights_stay_in_floats_unless_their_activations_are_integers() -> None:
+    program, _ = _program()
+    sizes = {layer.weight: layer.elements for layer in apply.layers(program.module())}
+    border = sorted(sizes.values())[1]  # the smallest layer stays, the next is quantized
+    for name, kept in (("w8", {weight for weight, elements in sizes.items() if elements < border}), ("w8a8", set())):
+        recipe = named(name).model_copy(update={"smallest": border})
+        assert sizes.keys() - apply.assignment(apply.layers(program.module()), recipe).keys() == kept

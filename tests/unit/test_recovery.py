@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantizing import Net, batches, program
+from quantizing import Net, batches, named, program
 from torch import Tensor, nn
 
 from handheld.errors import HandheldError
@@ -20,7 +20,6 @@ from handheld.export.quantize.recovery.pupil import Pupil, What
 from handheld.export.quantize.recovery.sites import in_step, sites
 from handheld.export.quantize.recovery.statistics import matched
 from handheld.export.quantize.recovery.steps import recovered
-from handheld.export.recipe import named
 
 CALIBRATION = batches(24)
 RECIPES = (

@@ -58,7 +58,7 @@ def found(program: Program, batches: list[list[Tensor]]) -> Sensitivity:
 
 def mixed(assignment: dict[str, Weights | None]) -> Recipe:
     rules = tuple(recipes.Rule(modules=(module,), weights=form) for module, form in assignment.items() if form)
-    return Recipe(name="mixed", rules=rules)
+    return Recipe(name="mixed", rules=rules, smallest=recipes.SMALLEST)
 
 
 def error_of(program: Program, recipe: Recipe, batches: list[list[Tensor]]) -> float:
