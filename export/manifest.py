@@ -128,6 +128,9 @@ class ProgramRecord(Record):
     sha256: str
     """Over the graph's text and every tensor: two traces of the same thing agree."""
     weight_bytes: int
+    """Of the parameters and buffers, in float32 whatever they are stored as."""
+    stored_bytes: int | None = None
+    """What a quantized program's take."""
     activation_bytes: int = 0
     """The most that is alive at once when the program runs in eager PyTorch, beside the weights."""
     operators: dict[str, int]
@@ -143,6 +146,8 @@ class Quantized(Record):
     recipe: Recipe
     calibration: str = ""
     """What inputs were taken to find ranges, and to win accuracy back, with; empty if none were."""
+    notes: tuple[str, ...] = ()
+    """Which layers are stored otherwise than the recipe says, as what, and why."""
 
 
 class Part(Record):

@@ -1,10 +1,15 @@
-"""Memory: what is there, and letting conversions start only while it lasts."""
+"""Memory: what is there, what quantizing takes, and letting conversions start only while it lasts."""
 
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from handheld.export.recipe import Recipe, Weights
+
+QUANTIZE_BASE_BYTES = 480 << 20
+"""Of quantizing, beside the weights (in floats and as they are stored) and the values of one run."""
 
 
 def available_bytes() -> int:
@@ -15,6 +20,25 @@ def available_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def stored_bytes(weight_bytes: int, recipe: Recipe) -> int:
+    """What float32 weights will take about once they are quantized: each has a byte, and in a sparse one a byte that
+    says whether it is 0. Of several rules, what the largest would make of all of them."""
+    parts = [_part(rule.weights) for rule in recipe.rules if rule.weights]
+    return int(weight_bytes * max(parts, default=1))
+
+
+def _part(how: Weights) -> float:
+    """Of the bytes in float32."""
+    values = 1 if how.scheme == "float" else 1 / 4
+    scales = 1 / how.block if how.per == "block" else 0
+    return values + scales + (1 / 4 if how.sparsity else 0)
+
+
+def to_quantize(weight_bytes: int, activation_bytes: int, recipe: Recipe) -> int:
+    """Estimated peak memory of quantizing: the program lies in memory in floats and as it is stored."""
+    return QUANTIZE_BASE_BYTES + weight_bytes + stored_bytes(weight_bytes, recipe) + activation_bytes
 
 
 class Gate:

@@ -40,6 +40,7 @@ from handheld.export.manifest import (
     Part,
     Parts,
     ProgramRecord,
+    Quantized,
     Schedule,
 )
 from handheld.export.process import Children
@@ -106,6 +107,8 @@ class ExportReport(Record):
     parameters: int | None
     weight_bytes: int | None
     cells: tuple[Cell, ...]
+    notes: tuple[str, ...] = ()
+    """Where what is stored departs from the recipe, in every format."""
 
     @property
     def exit_code(self) -> int:
@@ -288,7 +291,8 @@ class _Run:
                 self.children.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return self._report(golden, record, [cells[f.name] for f in self.formats])
+        report = self._report(golden, record, [cells[f.name] for f in self.formats])
+        return report.model_copy(update={"notes": _notes(source)})
 
     def foreign(self) -> ExportReport:
         """A model that is no PyTorch program: one artifact, with its own reference."""
@@ -418,7 +422,11 @@ class _Run:
             asked = self.request.calibrate is not None and ".py:" in self.request.calibrate and chosen.calibrated
             if not asked and (found := self.cache.find("program", key)):
                 return found
-            self.progress(f"quantize {chosen.name}", "started")
+            record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
+            if refusal := _no_room_to_quantize(record, chosen, memory.Gate(memory.available_bytes())):
+                raise HandheldError(f"{self.request.label} was not quantized: {refusal}")
+            need = memory.to_quantize(record.weight_bytes, record.activation_bytes, chosen)
+            self.progress(f"quantize {chosen.name}", f"started{_worth_saying(need)}")
             with self.cache.workspace() as work:
                 task = child.QuantizeRequest(
                     program=source,
@@ -449,7 +457,10 @@ class _Run:
 
     def _cell(self, target: Format, source: Path, record: ProgramRecord, golden: Golden, gate: memory.Gate) -> Cell:
         chosen = recipe.resolve(self.request.recipe, target.default_recipe)
-        need = target.memory_base_bytes + int(target.memory_factor * record.weight_bytes) + record.activation_bytes
+        stored = record.stored_bytes
+        if chosen.quantizes and stored is None:
+            stored = memory.stored_bytes(record.weight_bytes, chosen)
+        need = target.memory_bytes(record.weight_bytes, stored, record.activation_bytes)
         cell = Cell(format=target.name, recipe=chosen.name, status="planned", estimated_memory_bytes=need)
         options = _with_picture(self.request.options, golden)
         support = target.support(chosen, options)
@@ -461,7 +472,12 @@ class _Run:
         key = self._key(target, chosen, options, record)
         if not self.request.dry_run and (there := self._already_there(target, chosen, key)):
             return there
-        refusal = missing(target) or gate.refusal(need) or disk_refusal(self.request.out, record.weight_bytes)
+        refusal = (
+            missing(target)
+            or (self.request.dry_run and chosen.quantizes and _no_room_to_quantize(record, chosen, gate))
+            or gate.refusal(need)
+            or disk_refusal(self.request.out, record.weight_bytes if stored is None else stored)
+        )
         if refusal:
             return cell.model_copy(update={"status": "refused", "reason": refusal})
         if self.request.dry_run:
@@ -510,14 +526,11 @@ class _Run:
             return entry, "cached"
         name = f"{target.name}-{chosen.name}"
         with self.cache.workspace() as work, (about[2] if about else memory.Gate(0)).reserve(about[3] if about else 0):
-            about_bytes = (
-                f": about {about[3] / 1e9:.1f} GB of memory" if about and about[3] > WORTH_SAYING_BYTES else ""
-            )
-            self.progress(f"export {name}", f"started{about_bytes}")
+            self.progress(f"export {name}", f"started{_worth_saying(about[3] if about else 0)}")
             reply, log = self._child(task, work, name)
             if reply.failed or reply.converted is None:
                 raise _error(reply, f"{self.request.label} could not become {target.title}", log)
-            self._write_manifest(work, task.artifact, target, chosen, reply.converted, about)
+            self._write_manifest(work, task, target, chosen, reply.converted, about)
             log.rename(work / LOG)
             for leftover in (REQUEST, REPLY):
                 (work / leftover).unlink(missing_ok=True)
@@ -528,7 +541,7 @@ class _Run:
     def _write_manifest(
         self,
         work: Path,
-        artifact: str,
+        task: child.ConvertRequest | child.ForeignRequest,
         target: Format,
         chosen: Recipe,
         converted: child.Converted,
@@ -542,9 +555,9 @@ class _Run:
             recipe=chosen,
             options=_with_picture(self.request.options, golden),
             boundary=golden.boundary,
-            artifact=artifact,
-            sha256=files.sha256_of(work / artifact),
-            size_bytes=files.size_bytes(work / artifact),
+            artifact=task.artifact,
+            sha256=files.sha256_of(work / task.artifact),
+            size_bytes=files.size_bytes(work / task.artifact),
             signature=converted.signature,
             inspection=converted.inspection,
             rewrites=converted.rewrites,
@@ -552,6 +565,7 @@ class _Run:
             conversion=converted.work,
             program_sha256=golden.program_sha256,
             reference=reference_folder(chosen) if chosen.quantizes else "",
+            notes=_notes(task.program) if isinstance(task, child.ConvertRequest) else (),
             versions={"handheld": __version__, **versions.installed(("torch", "numpy", *target.distributions))},
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         )
@@ -588,6 +602,20 @@ class _Run:
         if not (work / REPLY).is_file():
             return child.Reply(failed=child.Failed(message=ended.describe())), log
         return files.read_record(work / REPLY, child.Reply), log
+
+
+def _worth_saying(need_bytes: int) -> str:
+    return f": about {need_bytes / 1e9:.1f} GB of memory" if need_bytes > WORTH_SAYING_BYTES else ""
+
+
+def _no_room_to_quantize(record: ProgramRecord, chosen: Recipe, gate: memory.Gate) -> str | None:
+    return gate.refusal(memory.to_quantize(record.weight_bytes, record.activation_bytes, chosen), "quantizing")
+
+
+def _notes(source: Path) -> tuple[str, ...]:
+    """Where a program in the cache departs from the recipe that it was quantized by."""
+    there = source / QUANTIZED
+    return files.read_record(there, Quantized).notes if there.is_file() else ()
 
 
 def _threads(jobs: int) -> dict[str, str]:

@@ -117,6 +117,8 @@ class Format(ABC):
     """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes` and the values of one
     run: an estimate, from Stable Diffusion's UNet."""
     memory_base_bytes: ClassVar[int]
+    quantized_memory: ClassVar[tuple[float, float]] = (0, 4)
+    """The same of a quantized program: multiples of what its weights are stored in, and of what they are in floats."""
     computes_in_half: ClassVar[bool] = False
     """Whether the graph that the converter is handed under fp16 is one that PyTorch would compute in half."""
     watch: "Callable[[ExportedProgram], None] | None" = None
@@ -127,6 +129,15 @@ class Format(ABC):
         if self.watch:
             self.watch(exported)
         return exported
+
+    def memory_bytes(self, weight_bytes: int, stored_bytes: int | None, activation_bytes: int) -> int:
+        """Estimated peak memory of converting a program whose weights are so large in float32, and in a quantized one
+        as they are stored; `activation_bytes` are of the values of one run."""
+        by_weights, by_stored = self.memory_factor, 0.0
+        if stored_bytes is not None:
+            by_stored, by_weights = self.quantized_memory
+        weights = by_weights * weight_bytes + by_stored * (stored_bytes or 0)
+        return self.memory_base_bytes + int(weights) + activation_bytes
 
     def support(self, recipe: Recipe, options: Options) -> Support:
         """What this format makes of `recipe`. Imports no converter."""

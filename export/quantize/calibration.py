@@ -49,7 +49,7 @@ def ranges(
     check(batches, _inputs(module))
     seen: dict[Node, Range] = {}
     for node, value in values(module, nodes, batches):
-        low, high = float(value.min()), float(value.max())
+        low, high = map(float, value.aminmax())
         if not (low > -torch.inf and high < torch.inf):
             raise HandheldError(f"a calibration input makes the value {node.name} infinite or not a number.")
         old = seen.get(node, Range(low, high))

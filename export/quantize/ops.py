@@ -32,10 +32,10 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | 
     `scale`'s shape, or None for 0.
     """
     _check_blocks(q.shape, scale.shape)
-    values = q.to(torch.float32)
+    values = q.to(torch.float32, copy=True)
     if zero_point is not None:
-        values = values - spread(zero_point.to(torch.float32), q.shape)
-    return (values * spread(scale.to(torch.float32), q.shape)).to(scale.dtype)
+        values.sub_(spread(zero_point.to(torch.float32), q.shape))
+    return values.mul_(spread(scale.to(torch.float32), q.shape)).to(scale.dtype)
 
 
 @torch.library.custom_op("handheld::lookup", mutates_args=())
@@ -47,8 +47,9 @@ def lookup(indices: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tenso
     _check_blocks(indices.shape, table.shape[:-1])
     if table.shape[-1] != 2**bits:
         raise ValueError(f"a table of {table.shape[-1]} values for indices of {bits} bits")
-    places = spread(torch.arange(table.numel() // 2**bits).reshape(table.shape[:-1]), indices.shape)
-    return table.reshape(-1)[places * 2**bits + indices.to(torch.int64)]
+    first = torch.arange(0, table.numel(), 2**bits, dtype=torch.int32).reshape(table.shape[:-1])
+    places = spread(first, indices.shape) + indices
+    return table.reshape(-1).index_select(0, places.reshape(-1)).reshape(indices.shape)
 
 
 @torch.library.custom_op("handheld::masked", mutates_args=())

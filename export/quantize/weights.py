@@ -55,9 +55,8 @@ class StoredTensor:
 def store(weight: "Tensor", how: Weights, channel_axis: int = 0, name: str = "a layer") -> StoredTensor:
     """`weight` (float32) as `how` says; `channel_axis` is the axis of its output channels.
 
-    A block or group that does not divide the channels becomes a whole channel, or one table for all; a weight whose
-    input channels are no multiple of `m` is not made sparse. Raises `HandheldError` for a weight that is not finite,
-    with the layer's `name`.
+    What the weight's shape does not allow is left out, and `departures` says so. Raises `HandheldError` for a weight
+    that is not finite, with the layer's `name`.
     """
     weight = weight.detach().to(torch.float32)
     if not torch.isfinite(weight).all():
@@ -80,13 +79,37 @@ def store(weight: "Tensor", how: Weights, channel_axis: int = 0, name: str = "a 
     return StoredTensor(q, how.bits, scale, mask=mask)
 
 
+def departures(shape: Sequence[int], how: Weights, channel_axis: int = 0) -> list[str]:
+    """What a weight of that shape has in place of what `how` says, and why; nothing if it is stored just so."""
+    size = torch.Size(shape)
+    blocks = blocks_of(size, how, channel_axis)
+    found = []
+    if (sparsity := how.sparsity) and not _divides(sparsity, size, channel_axis):
+        found.append(f"no zeros: their input channels are no multiple of {sparsity.m}")
+    if how.per == "block" and len(shape) > 1 and blocks[_inner(channel_axis)] * how.block != size[_inner(channel_axis)]:
+        found.append(f"one scale per output channel: their input channels are no multiple of {how.block}")
+    if how.scheme == "table" and how.per != "tensor" and blocks[channel_axis] * how.group != size[channel_axis]:
+        found.append(f"one table for all: their output channels are no multiple of {how.group}")
+    return found
+
+
+def _inner(channel_axis: int) -> int:
+    """The axis of the input channels."""
+    return 1 if channel_axis == 0 else 0
+
+
+def _divides(sparsity: Sparsity, shape: "torch.Size", channel_axis: int) -> bool:
+    """Whether the groups of an n:m sparsity divide the input channels."""
+    return not sparsity.m or shape[_inner(channel_axis) if len(shape) > 1 else 0] % sparsity.m == 0
+
+
 def stored_bytes(shape: Sequence[int], how: Weights, channel_axis: int = 0) -> int:
     """What `store` makes of a weight of that shape, in bytes: values in their bits (levels packed as a packed file
     does), scales and tables in float32, of a sparse weight a bit for each element and what is not 0."""
     size = torch.Size(shape)
     count = kept = size.numel()
     held = 0.0
-    if how.sparsity:
+    if how.sparsity and _divides(how.sparsity, size, channel_axis):
         kept = round(count * (1 - (how.sparsity.n or 0) / how.sparsity.m if how.sparsity.m else 1 - how.sparsity.part))
         held = count / 8
     blocks = torch.Size(blocks_of(size, how, channel_axis)).numel()
@@ -184,10 +207,10 @@ def _table(weight: "Tensor", how: Weights, blocks: tuple[int, ...], mask: "Tenso
 def _mask(weight: "Tensor", sparsity: Sparsity, channel_axis: int) -> "Tensor | None":
     """uint8: 1 for what stays. Of elements of one magnitude, in n:m the later go first, else the earlier."""
     magnitude = weight.abs()
+    if not _divides(sparsity, weight.shape, channel_axis):
+        return None
     if sparsity.n and sparsity.m:
         moved = magnitude.movedim(channel_axis, 0).movedim(1, -1) if weight.ndim > 1 else magnitude
-        if moved.shape[-1] % sparsity.m:
-            return None
         groups = moved.reshape(*moved.shape[:-1], -1, sparsity.m)
         order = groups.argsort(dim=-1, stable=True, descending=True)
         kept = torch.zeros_like(groups, dtype=torch.uint8).scatter_(-1, order[..., : sparsity.m - sparsity.n], 1)
@@ -213,7 +236,7 @@ def blocks_of(shape: "torch.Size", how: Weights, channel_axis: int) -> tuple[int
     group = how.group if how.scheme == "table" else 1
     if channels % group == 0:
         blocks[channel_axis] = channels // group
-    inner = 1 if channel_axis == 0 else 0
+    inner = _inner(channel_axis)
     if how.per == "block" and len(shape) > 1 and shape[inner] % how.block == 0:
         blocks[inner] = shape[inner] // how.block
     return tuple(blocks)

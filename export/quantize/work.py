@@ -1,5 +1,6 @@
 """The work of the child that quantizes: a program from a folder, its quantized form and the record of it to another."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from handheld.export.manifest import (
     Work,
 )
 from handheld.export.program import Program
-from handheld.export.quantize import apply, calibration
+from handheld.export.quantize import apply, calibration, weights
 from handheld.export.quantize.apply import CALIBRATE_HINT
 from handheld.export.quantize.recovery import distillation
 from handheld.export.quantize.recovery.losses import Loss
@@ -35,6 +36,9 @@ TRAINED: Mapping[str, Sequence[What]] = {"tuned": ("biases", "scales"), "qat": (
 
 DRAWN, FIRST_SEED = "drawn", 1000
 """Calibration data that needs no files, and its first seed: golden inputs are not among it."""
+
+NAMED = 5
+"""Layers that are named where a recipe departs from what it says; the file itself tells the rest."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +55,31 @@ def write(
 ) -> ProgramRecord:
     """Quantize the program in `source` by `recipe`; leave in `folder` what `trace` leaves there of a model."""
     reference = GoldenData(source)
+    quantized, record, weight_bytes = _quantized(source, recipe, calibrate, reference, neural_engine)
+    gc.collect()  # graphs are full of cycles, and one of them holds the weights in floats
+    quantized.save(folder / PROGRAM)
+    sha256 = trace.program_hash(quantized)
+    _write_golden(reference, quantized, recipe, sha256, folder)
+    files.write_record(folder / QUANTIZED, record)
+    made = ProgramRecord(
+        model=reference.record.model,
+        sha256=sha256,
+        weight_bytes=weight_bytes,
+        stored_bytes=trace.weight_bytes(quantized),
+        activation_bytes=trace.activation_bytes(quantized),
+        operators=trace.operators(quantized),
+        exported=stage_of("exported", quantized, folder),
+        work=work(),
+        versions=trace.versions(),
+    )
+    files.write_record(folder / PROGRAM_RECORD, made)
+    return made
+
+
+def _quantized(
+    source: Path, recipe: Recipe, calibrate: str | None, reference: GoldenData, neural_engine: bool
+) -> tuple[Program, Quantized, int]:
+    """The quantized program, the record of it, and the bytes of its weights in floats."""
     program = apply.prepared(Program.load(source / PROGRAM), neural_engine=neural_engine)
     batches, described = inputs(source, calibrate) if recipe.calibrated else ([], "")
     if recipe.recovery and not batches:
@@ -65,22 +94,23 @@ def write(
             quantized = recovered(program, quantized, batches, loss=loss, progress=print)
         elif step in TRAINED:
             quantized = distillation.tuned(program, quantized, batches, train=TRAINED[step], loss=loss, progress=print)
-    quantized.save(folder / PROGRAM)
-    sha256 = trace.program_hash(quantized)
-    _write_golden(reference, quantized, recipe, sha256, folder)
-    files.write_record(folder / QUANTIZED, Quantized(recipe=recipe, calibration=described))
-    record = ProgramRecord(
-        model=reference.record.model,
-        sha256=sha256,
-        weight_bytes=trace.weight_bytes(program),
-        activation_bytes=trace.activation_bytes(quantized),
-        operators=trace.operators(quantized),
-        exported=stage_of("exported", quantized, folder),
-        work=work(),
-        versions=trace.versions(),
+    record = Quantized(recipe=recipe, calibration=described, notes=departures(program, recipe))
+    return quantized, record, trace.weight_bytes(program)
+
+
+def departures(program: Program, recipe: Recipe) -> tuple[str, ...]:
+    """Which layers of a prepared program are not stored as the recipe says, for their shape does not allow it."""
+    found = apply.layers(program.module())
+    rules = apply.assignment(found, recipe)
+    which: dict[str, list[str]] = {}
+    for layer in found:
+        rule = rules.get(layer.weight)
+        for what in weights.departures(layer.shape, rule.weights, layer.channel_axis) if rule and rule.weights else ():
+            which.setdefault(what, []).append(layer.module)
+    return tuple(
+        f"{len(names)} of {len(rules)} layers have {what} ({', '.join(names[:NAMED])}{', …' if names[NAMED:] else ''})"
+        for what, names in which.items()
     )
-    files.write_record(folder / PROGRAM_RECORD, record)
-    return record
 
 
 def inputs(source: Path, calibrate: str | None) -> "tuple[list[tuple[Tensor, ...]], str]":
@@ -121,9 +151,8 @@ def _write_golden(reference: GoldenData, quantized: Program, recipe: Recipe, sha
             "reference": f"eager PyTorch {torch.__version__}, float32, of the model quantized by {recipe.name}",
         }
     )
-    outputs = [
-        tuple(output.numpy() for output in quantized.run([torch.from_numpy(array) for array in arrays]))
-        for arrays in cases
-    ]
+    module = quantized.module()
+    with torch.no_grad():
+        outputs = [tuple(output.numpy() for output in module(*map(torch.from_numpy, arrays))) for arrays in cases]
     stored = [arrays if case.kind == "stored" else None for arrays, case in zip(cases, record.cases, strict=True)]
     golden.write(folder, made, stored, outputs)

@@ -57,6 +57,7 @@ def show_export(out: Console, done: ExportReport) -> None:
     caption = "" if planned else "conversion: measured on host when it was made, its child process alone"
     show_table(out, f"{done.model} · weights: {done.weights}", columns, rows, caption=caption)
     _reasons(out, [(cell.name, cell.reason) for cell in done.cells])
+    _reasons(out, [("not as the recipe says", note) for note in done.notes])
     _remaining(out, done.cells)
     if not planned:
         out.print(f"Artifacts: {done.folder}", soft_wrap=True)
@@ -296,6 +297,7 @@ def show_ship(out: Console, done: "ShipReport") -> None:
     captions = filter(None, (_how_checked(done.check.cells), _how_measured(done.bench)))
     show_table(out, f"{done.export.model} · weights: {done.export.weights}", columns, rows, caption="\n".join(captions))
     _reasons(out, [(cell.name, cell.reason) for cell in done.export.cells])
+    _reasons(out, [("not as the recipe says", note) for note in done.export.notes])
     _show_findings(out, done.check)
     _reasons(
         out,
@@ -417,6 +419,7 @@ def _origin(shown: Shown) -> list[list[str]]:
     return [
         ["model", f"{m.model}, weights: {m.weights}"],
         ["recipe", f"{m.recipe.name}: {formats.get(m.format).support(m.recipe, m.options).how}"],
+        *([["not as the recipe says", "; ".join(m.notes)]] if m.notes else []),
         ["rewrites", ", ".join(f"{name} {n}" for name, n in m.rewrites.items() if n) or "none"],
         ["PSNR before conversion", f"{stages} dB"],
         [

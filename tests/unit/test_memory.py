@@ -5,14 +5,19 @@ import time
 from pathlib import Path
 
 import pytest
+import quantizing
 import torch
 
 from handheld.errors import HandheldError
-from handheld.export import memory
+from handheld.export import files, memory, recipe
+from handheld.export import run as running
 from handheld.export.cache import Cache
+from handheld.export.manifest import PROGRAM_RECORD, ProgramRecord, Stage, Work
+from handheld.export.process import Children
 from handheld.export.program import Program
+from handheld.export.quantize import apply
 from handheld.export.run import Request, disk_refusal, export
-from handheld.export.trace import activation_bytes
+from handheld.export.trace import activation_bytes, weight_bytes
 from handheld.models.source import refer
 
 
@@ -57,6 +62,46 @@ def test_a_large_network_is_refused_before_it_is_built(tmp_path: Path, monkeypat
     request = Request(model=refer("sd15_unet"), to=("onnx",), out=tmp_path)
     with pytest.raises(HandheldError, match=r"sd15_unet was not traced: tracing is estimated to need 4\.6 GB"):
         export(request, cache=Cache(tmp_path / "cache"))
+
+
+def test_quantizing_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4_000_000_000)
+    request = Request(model=refer("sd15_unet"), recipe="w8", out=tmp_path)
+    exported = Stage(name="exported", psnr_db=100, max_error=0)
+    work = Work(seconds=1, peak_memory_bytes=1, peak_memory_method="")
+    record = ProgramRecord(
+        model="unet", sha256="", weight_bytes=3_440_000_000, operators={}, exported=exported, work=work, versions={}
+    )
+    files.write_record(tmp_path / PROGRAM_RECORD, record)
+    run = running._Run(request, lambda *_: None, Cache(tmp_path / "cache"), Children())
+    with pytest.raises(HandheldError, match=r"was not quantized: quantizing is estimated to need [45]\.\d GB"):
+        run._quantized(tmp_path, recipe.named("w8"))
+
+
+class Wide(torch.nn.Module):
+    """One linear layer of 384 to 96 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = torch.nn.Linear(384, 96, bias=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """Of the first values."""
+        return (self.only(x.reshape(1, -1)[:, :384]),)
+
+
+def test_what_is_stored_is_foreseen() -> None:
+    floats, program = 4 * 384 * 96, quantizing.program(Wide())
+    for name, part in {
+        "w8": 1 / 4,
+        "lut4": 1 / 4,
+        "w4": 1 / 4 + 1 / 32,
+        "sparse50": 5 / 4,
+        "sparse50-w8": 1 / 2,
+    }.items():
+        quantized = apply.quantize(program, quantizing.named(name))
+        assert memory.stored_bytes(floats, recipe.named(name)) == floats * part
+        assert weight_bytes(quantized) == pytest.approx(floats * part, rel=0.03)
 
 
 def test_the_values_of_a_run_are_counted_while_they_are_alive() -> None:

@@ -185,7 +185,25 @@ def test_sparsity_takes_the_smallest_and_just_as_many() -> None:
     assert stored.mask is not None and int((stored.mask == 0).sum()) == round(0.3 * 256)
     assert weight.abs()[stored.mask == 0].max() <= weight.abs()[stored.mask == 1].min()
     assert torch.equal(stored.dense() == 0, (stored.mask == 0) | (stored.values == 0))
-    assert weights.store(drawn(4, 3, 3, 3), how("sparse2of4")).mask is None  # 3 input channels
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axis", "instead", "said"),
+    [
+        ("sparse2of4-w8", (64, 3, 3, 3), 0, "w8", "no zeros: their input channels are no multiple of 4"),
+        ("sparse2of4-w8", (6, 8, 3, 3), 1, "w8", "no zeros: their input channels are no multiple of 4"),
+        ("w4", (8, 24, 3, 3), 0, "w4c", "one scale per output channel: their input channels are no multiple of 32"),
+        ("lut2g16", (24, 8), 0, "lut2", "one table for all: their output channels are no multiple of 16"),
+    ],
+)
+def test_what_a_shape_does_not_allow_is_left_out_and_said(
+    name: str, shape: tuple[int, ...], axis: int, instead: str, said: str
+) -> None:
+    stored, plain = (weights.store(drawn(*shape), how(each), axis) for each in (name, instead))
+    assert stored.mask is None and torch.equal(stored.dense(), plain.dense())
+    assert weights.departures(shape, how(name), axis) == [said]
+    assert weights.stored_bytes(shape, how(name), axis) == weights.stored_bytes(shape, how(instead), axis)
+    assert not weights.departures((64, 64, 3, 3), how(name), axis) and not weights.departures(shape, how(instead), axis)
 
 
 @pytest.mark.parametrize("name", ["w8", "w4", "w4c", "levels1", "levels4", "lut4", "lut4-w8", "lut2g4", "sparse50-w8"])
