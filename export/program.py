@@ -1,11 +1,14 @@
 """The hub: one exported program with flat, named inputs and outputs, from which every converter starts."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from handheld.errors import HandheldError
+from handheld.models.pt2 import open_program
 from handheld.models.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -65,8 +68,26 @@ class Program:
         from handheld.export.quantize import ops  # noqa: F401 registers the operators of quantized programs
 
         extra = {META: ""}
-        exported = torch.export.load(path, extra_files=extra)
-        signature = json.loads(extra[META])
+        return cls._of(torch.export.load(path, extra_files=extra), extra[META])
+
+    @classmethod
+    def opened(cls, path: Path) -> "Program":
+        """Read what `save` wrote, here or elsewhere: no code of the file's is run.
+
+        Raises `HandheldError` if it is no whole file of ours, or would have to run code.
+        """
+        from handheld.export.quantize import ops  # noqa: F401 registers the operators of quantized programs
+
+        exported = open_program(path)
+        with zipfile.ZipFile(path) as archive:
+            found = [name for name in archive.namelist() if name.endswith(f"/extra/{META}")]
+            if not found:
+                raise HandheldError(f"{path} was not written by handheld: it says no names of inputs and outputs.")
+            return cls._of(exported, archive.read(found[0]))
+
+    @classmethod
+    def _of(cls, exported: "ExportedProgram", text: str | bytes) -> "Program":
+        signature = json.loads(text)
         inputs, outputs = (
             tuple(TensorSpec(**(spec | {"shape": tuple(spec["shape"])})) for spec in signature[side])
             for side in ("inputs", "outputs")

@@ -7,6 +7,7 @@ entry-point group `handheld.runtimes`: the entry's name is the runtime's name, i
 from importlib.metadata import entry_points
 
 from handheld.errors import unknown
+from handheld.export.quantize.crossbar import Crossbar
 from handheld.runtimes.base import Runtime, Session
 from handheld.runtimes.coreai import CoreAI
 from handheld.runtimes.coreml.apple import CoreML
@@ -16,6 +17,7 @@ from handheld.runtimes.executorch import ExecuTorch, ExecuTorchCoreML
 from handheld.runtimes.litert import LiteRT
 from handheld.runtimes.null import Null
 from handheld.runtimes.onnxruntime import OnnxRuntime
+from handheld.runtimes.pim import KIND, Pim
 
 __all__ = ["ENTRY_POINTS", "RUNTIMES", "Runtime", "Session", "for_format", "get", "why_not"]
 
@@ -39,9 +41,15 @@ RUNTIMES: dict[str, Runtime] = {
 
 
 def get(name: str) -> Runtime:
-    """The runtime called `name`, ours or a third party's. Raises `HandheldError` if there is none."""
+    """The runtime called `name`, ours or a third party's. Raises `HandheldError` if there is none.
+
+    `pim:` and a crossbar's name (`handheld.export.quantize.crossbar`) is that crossbar, simulated.
+    """
     if name in RUNTIMES:
         return RUNTIMES[name]
+    kind, _, crossbar = name.partition(":")
+    if kind == KIND:
+        return Pim(Crossbar.named(crossbar))
     theirs = entry_points(group=ENTRY_POINTS)
     if name not in theirs.names:
         raise unknown("runtime", name, [*RUNTIMES, *sorted(theirs.names)])

@@ -98,7 +98,7 @@ class Session(ABC):
 class Runtime(ABC):
     """Something that executes files of one or more formats on this machine. `load` owns every check."""
 
-    name: ClassVar[str]
+    name: str
     formats: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
     """The extra of handheld that installs it."""

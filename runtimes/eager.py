@@ -1,26 +1,29 @@
 """Eager PyTorch on the CPU: runs a hub program (`.pt2`), for comparison with what was made of it.
 
-Loading a `.pt2` can run code: only for programs that handheld itself saved. The number of threads is the process's.
+A file that would have to run code is refused. The number of threads is the process's.
 """
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from handheld.errors import HandheldError
 from handheld.export.formats.base import Signature
 from handheld.export.program import Program
 from handheld.runtimes.base import Array, ComputeUnit, Runtime, Session
 
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
 
 class EagerSession(Session):
     """A hub program's module."""
 
-    def __init__(self, program: Program, signature: Signature) -> None:
+    def __init__(self, module: "GraphModule", signature: Signature) -> None:
         super().__init__(signature)
         import torch
 
-        self._module = program.module()
+        self._module = module
         self._torch = torch
 
     def _run(self, inputs: list[Array]) -> Sequence[Array]:
@@ -39,13 +42,17 @@ class Eager(Runtime):
     distributions = ("torch",)
 
     def _load(self, path: Path, signature: Signature, threads: int, _unit: ComputeUnit) -> Session:
+        return EagerSession(self._program(path, signature, threads).module(), signature)
+
+    def _program(self, path: Path, signature: Signature, threads: int) -> Program:
         import torch
 
-        if not zipfile.is_zipfile(path):  # torch.export.load would try to unpickle anything else
-            raise self.not_loadable(path, "it is no zip archive, as a .pt2 is.")
         torch.set_num_threads(threads)
-        program = Program.load(path)
+        try:
+            program = Program.opened(path)
+        except HandheldError as error:
+            raise self.not_loadable(path, error.message) from error
         if (program.inputs, program.outputs) != (signature.inputs, signature.outputs):
             has = f"{', '.join(map(str, program.inputs))} -> {', '.join(map(str, program.outputs))}"
             raise HandheldError(f"{path}: it has another signature than was asked for: {has}.")
-        return EagerSession(program, signature)
+        return program

@@ -9,9 +9,13 @@ from handheld import runtimes
 from handheld.errors import HandheldError, unknown
 from handheld.export import files
 from handheld.export.process import Children, Exit
+from handheld.export.quantize.crossbar import ACTIVATION_BITS, Crossbar
+from handheld.export.recipe import Recipe
 from handheld.runtimes import host
+from handheld.runtimes.base import Runtime
 from handheld.runtimes.job import RESULT, Basis, Failure, Result
 from handheld.runtimes.jobfolder import read_job, read_result
+from handheld.runtimes.pim import KIND, Pim
 
 LOG = "log.txt"
 LOG_TAIL_LINES = 20
@@ -31,6 +35,14 @@ class Target(ABC):
         Whatever goes wrong with the job or its executor is in `Result.error`; a crash or a hang costs this job only.
         Raises `HandheldError` if the folder holds no valid job. Ctrl-C ends the executor and passes on.
         """
+
+    def runtime(self, format_name: str) -> Runtime:
+        """What executes files of a format there. Raises `HandheldError` for a format that nothing executes."""
+        return runtimes.for_format(format_name)
+
+    def why_not(self, format_name: str, recipe: Recipe) -> str | None:  # noqa: ARG002 for those who mind
+        """None if files of a format and a recipe can be executed there; otherwise the reason, for a person."""
+        return runtimes.why_not(format_name)
 
 
 class HostTarget(Target):
@@ -81,11 +93,35 @@ def _failure(end: Exit, timeout: float) -> Failure:
     return Failure(stage="crash", message=f"the process was killed by {name}{guess}.", log=log)
 
 
-TARGETS: dict[str, Target] = {"host": HostTarget()}
+class PimTarget(HostTarget):
+    """A crossbar that processes in memory, simulated on this machine: `pim`, or `pim:` and the crossbar's name."""
+
+    basis = Basis.SIMULATED
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._runtime = Pim(Crossbar.named(name.partition(":")[2]))
+
+    def runtime(self, format_name: str) -> Runtime:  # noqa: ARG002 one for all
+        """See `Target.runtime`."""
+        return self._runtime
+
+    def why_not(self, format_name: str, recipe: Recipe) -> str | None:
+        """See `Target.why_not`."""
+        if format_name not in self._runtime.formats:
+            return f"a simulated crossbar runs no {format_name}: export the program itself, with --to pt2"
+        if not any(rule.activations and rule.activations.bits == ACTIVATION_BITS for rule in recipe.rules):
+            return f"a crossbar computes with 8-bit activations, {recipe.name} has none: quantize, with --recipe w8a8"
+        return self._runtime.why_not()
+
+
+TARGETS: dict[str, Target] = {target.name: target for target in (HostTarget(), PimTarget(KIND))}
 
 
 def get(name: str) -> Target:
     """The target called `name`. Raises `HandheldError` with the nearest names if there is none."""
+    if name.partition(":")[0] == KIND:
+        return PimTarget(name)
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     return TARGETS[name]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.fidelity import bisect as bisecting
 from handheld.benchmarks.fidelity import crosscheck, explain, surgery
@@ -179,8 +178,8 @@ class _Cell:
     def _run(self, cell: CheckCell, manifest: Manifest) -> Ran:
         found = self.found
         golden = self.reference.of(found, manifest)
-        runtime = runtimes.for_format(manifest.format)
-        if reason := runtimes.why_not(manifest.format):
+        runtime = self.target.runtime(manifest.format)
+        if reason := self.target.why_not(manifest.format, manifest.recipe):
             update = {"status": "not run", "reason": reason, "runtime": runtime.name}
             return Ran(found, cell.model_copy(update=update))
         allowed = tolerance(manifest.recipe)

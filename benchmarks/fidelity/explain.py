@@ -13,6 +13,7 @@ from handheld.errors import HandheldError
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import Stage
 from handheld.export.metrics import Array, worst
+from handheld.runtimes.job import Basis
 from handheld.runtimes.jobfolder import read_case
 from handheld.runtimes.targets import Target
 
@@ -61,7 +62,7 @@ def _stages(
     case = parity.worst_case
     expected = golden.outputs(case)
     untold, plain = None, None
-    runtime = runtimes.for_format(manifest.format)
+    runtime = target.runtime(manifest.format)
     if not runtime.plain:
         untold = f"{runtime.name} has no plainer way to execute it"
     else:
@@ -90,7 +91,7 @@ def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> 
     way = " → ".join(["eager", *(f"{stage.name} {stage.psnr_db:.1f} dB" for stage in stages)])
     wrong = next((stage.name for stage in stages if not stage.psnr_db >= _limit_db(stage, cell)), None)
     names = [stage.name for stage in stages]
-    runtime = runtimes.for_format(cell.format)
+    runtime = runtimes.get(cell.runtime or "")
     if wrong is None:
         says = "no stage is beyond its limit of PSNR: what was missed is another figure"
     elif wrong == "exported":
@@ -103,6 +104,8 @@ def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> 
         says = f"the file is wrong ({runtime.plain} gets it wrong too): it was altered after its export"
     elif wrong == "converted":
         says = f"the file is wrong ({runtime.plain} gets it wrong too): the conversion made it so"
+    elif "converted" in names and cell.basis is Basis.SIMULATED:
+        says = f"the file is right ({runtime.plain} gives the right result): this is what {cell.runtime} makes of it"
     elif "converted" in names:
         says = f"the file is right and {cell.runtime} runs it wrongly: {runtime.plain} gives the right result"
     elif cell.altered:
@@ -121,7 +124,7 @@ def _limit_db(stage: Stage, cell: CheckCell) -> float:
 def _next_commands(ran: Ran) -> tuple[str, ...]:
     folder = ran.found.folder
     commands = []
-    if ran.cell.worst_file:
+    if ran.cell.worst_file and ran.cell.basis is not Basis.SIMULATED:  # `run` is of this machine
         commands.append(f"handheld run {_quoted(folder)} --input {_quoted(ran.cell.worst_file)}")
     if ran.cell.format in surgery.FORMATS:
         commands.append(f"handheld check {_quoted(folder)} --bisect")

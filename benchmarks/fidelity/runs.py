@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder
 from handheld.benchmarks.fidelity.records import CheckCell
 from handheld.errors import HandheldError
@@ -125,7 +124,7 @@ def execute(
         folder,
         found.artifact,
         format=manifest.format,
-        runtime=runtimes.for_format(manifest.format).name,
+        runtime=target.runtime(manifest.format).name,
         signature=manifest.signature,
         cases=[golden.inputs(index) for index in cases],
         threads=threads,

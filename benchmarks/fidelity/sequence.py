@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.fidelity import explain
 from handheld.benchmarks.fidelity.compare import compare
@@ -49,7 +48,7 @@ def _checked(
     cell = CheckCell(model=whole.name, format=first.format, recipe=first.recipe, target=target.name, status="error")
     start = time.monotonic()
     try:
-        if reason := runtimes.why_not(first.format):
+        if first.manifest and (reason := target.why_not(first.format, first.manifest.recipe)):
             return cell.model_copy(update={"status": "not run", "reason": reason})
         golden = GoldenData(whole)
         result, outputs = _run(sequence, golden, target, place, threads, timeout)
@@ -98,7 +97,7 @@ def _run(
             folder,
             part.artifact,
             format=part.manifest.format,
-            runtime=runtimes.for_format(part.manifest.format).name,
+            runtime=target.runtime(part.manifest.format).name,
             signature=signature,
             cases=[{name: values[name] for name in names} for values in given],
             threads=threads,

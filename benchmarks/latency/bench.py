@@ -5,7 +5,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder, Progress, find
 from handheld.benchmarks.latency import profiles
 from handheld.benchmarks.latency.measurement import Measurement
@@ -100,8 +99,8 @@ def _bench(found: ArtifactFolder, target: Target, profile: str, threads: int, ti
     if found.problem or found.manifest is None:
         return cell.model_copy(update={"reason": found.problem})
     try:
-        runtime = runtimes.for_format(found.manifest.format)
-        if reason := runtime.why_not():
+        runtime = target.runtime(found.manifest.format)
+        if reason := target.why_not(found.manifest.format, found.manifest.recipe):
             return cell.model_copy(update={"status": "not run", "reason": reason})
         if runtime.reference:
             reason = f"{runtime.name} is a reference: right numbers, meaningless speed"
@@ -125,7 +124,7 @@ def _measure(
             folder,
             found.artifact,
             format=manifest.format,
-            runtime=runtimes.for_format(manifest.format).name,
+            runtime=target.runtime(manifest.format).name,
             signature=manifest.signature,
             cases=[golden.inputs(0)],
             threads=threads,

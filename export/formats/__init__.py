@@ -10,6 +10,7 @@ from handheld.export.formats.coreml import CoreMLFormat
 from handheld.export.formats.executorch import ExecuTorch, ExecuTorchCoreML
 from handheld.export.formats.litert import LiteRT
 from handheld.export.formats.onnx import ONNX
+from handheld.export.formats.pytorch import PyTorch
 
 GROUP = "handheld.formats"
 """The entry points by which other packages add formats: each has the format's name and loads to its `Format`."""
@@ -17,7 +18,8 @@ GROUP = "handheld.formats"
 ALIASES = {"tflite": "litert"}
 
 FORMATS: dict[str, Format] = {
-    made.name: made for made in (CoreMLFormat(), CoreAIFormat(), LiteRT(), ExecuTorch(), ExecuTorchCoreML(), ONNX())
+    made.name: made
+    for made in (CoreMLFormat(), CoreAIFormat(), LiteRT(), ExecuTorch(), ExecuTorchCoreML(), ONNX(), PyTorch())
 }
 """Our own formats, by name. Making them imports no converter."""
 

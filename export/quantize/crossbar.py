@@ -21,6 +21,9 @@ from handheld.errors import HandheldError, unknown
 
 Scheme = Literal["native", "differential", "bit_serial"]
 
+ACTIVATION_BITS = 8
+"""What is fed to a crossbar, slice by slice."""
+
 PARTS = {
     "adc": "adc_bits",
     "rows": "rows",

@@ -25,21 +25,19 @@ from torch.nn import functional as F  # noqa: N812
 
 from handheld.errors import HandheldError
 from handheld.export.quantize import ops
-from handheld.export.quantize.crossbar import Crossbar, Scheme
+from handheld.export.quantize.crossbar import ACTIVATION_BITS, Crossbar, Scheme
 from handheld.export.rewrites import graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
-    from torch.fx import Node
+    from torch.fx import GraphModule, Node
 
     from handheld.export.program import Program
 
 LAYERS = {"linear.default": 0, "conv1d.default": 1, "conv2d.default": 2, "conv3d.default": 3}
 """Operators that run on crossbars, and how many axes their kernels have."""
-
-ACTIVATION_BITS = 8
 
 EXACT = 2**24
 """Sums of integers below it are exact in float32, in any order: twice as fast as in float64, and more."""
@@ -194,6 +192,12 @@ def simulated(quantized: "Program", crossbar: Crossbar) -> "Program":
     Raises `HandheldError` if there is no such layer.
     """
     module = quantized.module()
+    place(module, crossbar)
+    return quantized.retraced(module)
+
+
+def place(module: "GraphModule", crossbar: Crossbar) -> None:
+    """What `simulated` does, to a module of a quantized program."""
     places = [node for node in graph.find(module, LAYERS) if _fits(node)]
     if not places:
         raise HandheldError(
@@ -205,7 +209,6 @@ def simulated(quantized: "Program", crossbar: Crossbar) -> "Program":
     module.graph.eliminate_dead_code()
     graph.drop_unused_constants(module)
     module.recompile()
-    return quantized.retraced(module)
 
 
 def _fits(node: "Node") -> bool:

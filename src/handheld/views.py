@@ -217,7 +217,7 @@ def _how_checked(cells: Sequence[CheckCell]) -> str:
     references = ", or ".join(dict.fromkeys(cell.reference for cell in ran))
     return (
         f"PSNR: the worst of {ran[0].parity.cases} golden inputs, range = largest magnitude of the reference "
-        f"({references}); weights: {ran[0].weights}; basis: {ran[0].basis}; "
+        f"({references}); weights: {ran[0].weights}; basis: {', '.join(dict.fromkeys(str(c.basis) for c in ran))}; "
         f"{_versions(version for cell in ran for version in cell.runtime_versions.items())}"
     )
 

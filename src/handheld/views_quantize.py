@@ -104,10 +104,12 @@ def show_costs(out: Console, cells: Sequence[CheckCell]) -> None:
                 f"{cost.cosine:.5f}",
                 f"{cost.max_error:.2g}",
                 top1,
+                cell.target,
+                str(cell.basis),
             ]
         )
     if rows:
-        columns = ["artifact", ">size MB", ">PSNR dB", ">cosine", ">max error", ">top-1"]
+        columns = ["artifact", ">size MB", ">PSNR dB", ">cosine", ">max error", ">top-1", "target", "basis"]
         caption = "The check above is of the conversion, against the quantized model; this is against the model itself."
         show_table(out, "What quantization costs", columns, rows, caption=caption)
 

@@ -15,7 +15,7 @@ from handheld.export.recipe import FLOATS
 
 
 def test_every_format_is_found_by_its_name_and_says_what_it_is() -> None:
-    assert list(formats.FORMATS) == ["coreml", "coreai", "litert", "executorch", "executorch-coreml", "onnx"]
+    assert list(formats.FORMATS) == ["coreml", "coreai", "litert", "executorch", "executorch-coreml", "onnx", "pt2"]
     for name, made in formats.FORMATS.items():
         assert formats.get(name) is made
         assert made.default_recipe in made.recipes

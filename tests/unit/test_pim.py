@@ -9,7 +9,8 @@ from torch import Tensor
 from handheld.errors import HandheldError
 from handheld.export.program import Program
 from handheld.export.quantize import apply
-from handheld.export.quantize.pim import PIM, Crossbar, Scheme, simulated
+from handheld.export.quantize.crossbar import Crossbar, Scheme
+from handheld.export.quantize.pim import PIM, simulated
 from handheld.export.quantize.recovery.distillation import tuned
 from handheld.export.quantize.recovery.pupil import Pupil
 from handheld.export.quantize.recovery.statistics import matched

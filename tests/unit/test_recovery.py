@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from handheld.errors import HandheldError
 from handheld.export.program import Program
 from handheld.export.quantize import apply, ops
-from handheld.export.quantize.pim import Crossbar, simulated
+from handheld.export.quantize.crossbar import Crossbar
+from handheld.export.quantize.pim import simulated
 from handheld.export.quantize.recovery import rounding
 from handheld.export.quantize.recovery.distillation import tuned
 from handheld.export.quantize.recovery.losses import LOSSES, best, held_back
