@@ -4,10 +4,12 @@ The folder holds `request.json`; the child leaves `reply.json` and what it made 
 task needs.
 """
 
+import gc
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -183,27 +185,37 @@ def trace(request: TraceRequest, folder: Path, start: float) -> Reply:
 def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     """Leave the artifact in `folder`."""
     target = _format(request.format)
-    from handheld.export import rewrites
     from handheld.export.formats.overhead import without_overhead
-    from handheld.export.program import Program
-    from handheld.export.stages import decomposed, slow_in_half, stage_of
 
     artifact = folder / request.artifact
     with without_overhead():
-        program = Program.load(request.program / PROGRAM)
-        rewritten, counts = rewrites.apply(program, request.format, neural_engine=request.options.neural_engine)
-        stages = [stage_of("rewritten", rewritten, request.program)]
-        if not (target.computes_in_half and request.recipe.floats == "float16" and slow_in_half(request.program)):
-            target.watch = lambda exported: stages.append(decomposed(exported, request.program))
-        signature = target.convert(rewritten, request.recipe, artifact, request.options)
+        signature, rewrites, stages = _written(request, target, artifact)
+    gc.collect()  # the program is a cycle: reading the file back needs its memory
     converted = Converted(
         signature=signature,
         inspection=target.inspect(artifact),
-        rewrites=counts,
-        stages=tuple(stages),
+        rewrites=rewrites,
+        stages=stages,
         work=work_since(start),
     )
     return Reply(converted=converted)
+
+
+def _written(
+    request: ConvertRequest, target: Format, artifact: Path
+) -> tuple[Signature, dict[str, int], tuple[Stage, ...]]:
+    """The artifact's signature, what was rewritten, and the parity before the converter."""
+    from handheld.export import rewrites
+    from handheld.export.program import Program
+    from handheld.export.stages import decomposed, slow_in_half, stage_of
+
+    program = Program.load(request.program / PROGRAM)
+    rewritten, counts = rewrites.apply(program, request.format, neural_engine=request.options.neural_engine)
+    stages = [stage_of("rewritten", rewritten, request.program)]
+    if not (target.computes_in_half and request.recipe.floats == "float16" and slow_in_half(request.program)):
+        target.watch = lambda exported: stages.append(decomposed(exported, request.program))
+    signature = target.convert(rewritten, request.recipe, artifact, request.options)
+    return signature, counts, tuple(stages)
 
 
 def split(request: SplitRequest, folder: Path, start: float) -> Reply:
@@ -215,19 +227,21 @@ def split(request: SplitRequest, folder: Path, start: float) -> Reply:
 
 def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
     """Leave the quantized program, its record, its golden data and what was stored in `folder`."""
+    from handheld.export.formats.overhead import without_overhead
     from handheld.export.quantize import work
 
     def cost() -> Work:
         return work_since(start)
 
-    program = work.write(
-        request.program,
-        request.recipe,
-        request.calibrate,
-        folder,
-        cost,
-        neural_engine=request.neural_engine,
-    )
+    with nullcontext() if request.recipe.recovery else without_overhead():  # training makes garbage, and copies weights
+        program = work.write(
+            request.program,
+            request.recipe,
+            request.calibrate,
+            folder,
+            cost,
+            neural_engine=request.neural_engine,
+        )
     return Reply(program=program)
 
 
