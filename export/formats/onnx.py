@@ -46,8 +46,8 @@ class ONNX(Format):
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file. Nothing is cast: ONNX has every dtype that a signature can have."""
         exported = _exported(program)
-        if exported.exported_program is not None:
-            self._watched(exported.exported_program)
+        if exported.exported_program is not None and not onnx_quantized.is_quantized(program.exported):
+            self._watched(exported.exported_program)  # of a quantized one, nodes stand for weights that nothing runs
         model = exported.model
         onnx_quantized.lower(model)
         if recipe.floats == "float16":
