@@ -14,7 +14,7 @@ A crossbar's name is its parts with hyphens between, in any order; what is left 
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
 from handheld.errors import HandheldError, unknown
@@ -64,27 +64,31 @@ class Crossbar:
     def named(cls, name: str) -> Self:
         """The crossbar of a name. Raises `HandheldError` for a part that is none, comes twice, or has a bad number."""
         given: dict[str, str | int | float] = {}
-        kinds = {field.name: field.type for field in fields(cls)}
         for part in filter(None, name.split("-")):
-            found = re.fullmatch(rf"({'|'.join(PARTS)})(\d+\.?\d*)", part)
-            if found is None:
-                field: str = "scheme"
-                value: str | int | float = part
-            else:
-                field = PARTS[found[1]]
-                value = float(found[2])
-                if kinds[field] is int:
-                    if value % 1:
-                        raise HandheldError(f"{part} in the crossbar {name}: expected a whole number.")
-                    value = int(value)
+            field, value = _read(part)
             if field in given:
                 raise HandheldError(f"the crossbar {name} says its {field} twice.")
             given[field] = value
-        if given.get("scheme", cls.scheme) not in get_args(Scheme):
-            known = (*get_args(Scheme), *(f"{part}NUMBER" for part in PARTS))
-            raise unknown("part of a crossbar", str(given["scheme"]), known)
         return cls(**given)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        numbers = (f"{part}{getattr(self, field):g}" for part, field in PARTS.items())
-        return "-".join((self.scheme, *numbers))
+        return "-".join((self.scheme, *(f"{part}{_plain(getattr(self, field))}" for part, field in PARTS.items())))
+
+
+def _read(part: str) -> tuple[str, str | int | float]:
+    """Which field of a crossbar a part of its name says, and what."""
+    if part in get_args(Scheme):
+        return "scheme", part
+    found = re.fullmatch(rf"({'|'.join(PARTS)})(\d+)(\.\d+)?", part)
+    if found is None:
+        raise unknown("part of a crossbar", part, (*get_args(Scheme), *(f"{start}NUMBER" for start in PARTS)))
+    if found[3] is None:
+        return PARTS[found[1]], int(found[2])
+    if found[1] not in ("noise", "bow"):
+        raise HandheldError(f"{part} of a crossbar: expected a whole number.")
+    return PARTS[found[1]], float(found[2] + found[3])
+
+
+def _plain(number: float) -> str:
+    """Without an exponent, whose minus would end a part."""
+    return f"{number:.12f}".rstrip("0").rstrip(".")

@@ -132,7 +132,8 @@ def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geomet
         unsigned = F.pad(unsigned, margins, value=zero + offset)
     geometry = (stride, [0] * len(padding), dilation, groups)
     generator = torch.Generator().manual_seed(crossbar.seed)
-    total = torch.zeros(1, dtype=torch.float64)
+    channels = weight.to(torch.float64).flatten(1).sum(1).reshape([-1] + [1] * len(stride))
+    total: Tensor = channels * -(zero + offset)
     for inputs, cells in _chunks(unsigned, weight, geometry, crossbar.rows):
         for factor, array, largest in _arrays(cells, bits, crossbar.scheme):
             for place in range(0, ACTIVATION_BITS, crossbar.slice_bits):
@@ -140,11 +141,13 @@ def _sums(x: "Tensor", weight: "Tensor", zero: int, bits: int, geometry: _Geomet
                 full = math.prod(cells.shape[1:]) * (2**crossbar.slice_bits - 1) * largest
                 kind = torch.float32 if full < EXACT else torch.float64
                 exact = _layer(part.to(kind), array.to(kind), geometry).double()
-                read = _read(exact, full, crossbar, generator)
-                total = total + read * (factor << place)
-    channels = weight.to(torch.float64).flatten(1).sum(1).reshape([-1] + [1] * len(stride))
-    sums: Tensor = total - channels * (zero + offset)
-    return sums
+                levels, step = _read(exact, full, crossbar, generator)
+                counts = step * factor * 2**place
+                if total.shape == levels.shape:
+                    total.add_(levels, alpha=counts)
+                else:
+                    total = total + levels.mul_(counts)
+    return total
 
 
 def _chunks(x: "Tensor", weight: "Tensor", geometry: _Geometry, rows: int) -> "Iterator[tuple[Tensor, Tensor]]":
@@ -171,18 +174,21 @@ def _arrays(weight: "Tensor", bits: int, scheme: Scheme) -> "Iterator[tuple[int,
             yield (-(2**bit) if bit == bits - 1 else 2**bit), (weight >> bit) & 1, 1
 
 
-def _read(exact: "Tensor", full: int, crossbar: Crossbar, generator: "torch.Generator") -> "Tensor":
-    """What a converter makes of sums, the largest of which could be `full`."""
+def _read(sums: "Tensor", full: int, crossbar: Crossbar, generator: "torch.Generator") -> "tuple[Tensor, float]":
+    """What a converter makes of `sums`, the largest of which could be `full`: levels, in their place, and the step."""
     signed = crossbar.scheme == "native"
     top = 2 ** (crossbar.adc_bits - signed) - 1
     step = max(1.0, full / top)
-    level = exact / step
-    if crossbar.bow:
-        level = level + crossbar.bow * torch.sin(math.pi * exact / full)
+    bent = crossbar.bow * torch.sin(sums * (math.pi / full)) if crossbar.bow else None
+    levels = sums.div_(step)
+    if bent is not None:
+        levels += bent
     if crossbar.noise:
-        level = level + crossbar.noise * torch.randn(level.shape, generator=generator, dtype=level.dtype)
-    read: Tensor = level.round().clamp(-top if signed else 0, top) * step
-    return read
+        levels += crossbar.noise * torch.randn(levels.shape, generator=generator, dtype=levels.dtype)
+    levels.round_()
+    if crossbar.bow or crossbar.noise:  # else no sum is beyond `full`
+        levels.clamp_(-top if signed else 0, top)
+    return levels, step
 
 
 def simulated(quantized: "Program", crossbar: Crossbar) -> "Program":

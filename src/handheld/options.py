@@ -31,7 +31,8 @@ ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A conver
 To = Annotated[
     str,
     typer.Option(
-        help="Formats, separated by commas: coreml, coreai, litert (or tflite), executorch, executorch-coreml, onnx."
+        help="Formats, separated by commas: coreml, coreai, litert (or tflite), executorch, executorch-coreml, onnx; "
+        "pt2 is the PyTorch program itself, which a simulated crossbar runs."
     ),
 ]
 RecipeName = Annotated[
@@ -110,7 +111,13 @@ FixedSteps = Annotated[
 DenoiserParts = Annotated[int, typer.Option(min=1, help="Cut the denoiser into so many, as `handheld split` does.")]
 Artifacts = Annotated[Path, typer.Option(metavar="DIR", help="Where exports are, and where missing ones go.")]
 PipelineCheckpoint = Annotated[Path | None, typer.Option(metavar="DIR", help="Weights, in diffusers' layout.")]
-On = Annotated[str, typer.Option(help="Targets, separated by commas; see `handheld devices`.")]
+On = Annotated[
+    str,
+    typer.Option(
+        help="Targets, separated by commas (see `handheld devices`); pim:native-adc7 is a simulated crossbar, "
+        "docs/pim.md says how to name others."
+    ),
+]
 
 
 @contextmanager

@@ -1,12 +1,18 @@
 """Crossbars: exact where their converters have bits enough, by the formulas where they do not."""
 
+from pathlib import Path
+
+import null_models
 import numpy as np
 import pytest
 import torch
 from quantizing import Net, batches, program
 from torch import Tensor
 
+from handheld.benchmarks.fidelity.check import check
 from handheld.errors import HandheldError
+from handheld.export import formats
+from handheld.export.formats.base import Options
 from handheld.export.program import Program
 from handheld.export.quantize import apply
 from handheld.export.quantize.crossbar import Crossbar, Scheme
@@ -15,6 +21,10 @@ from handheld.export.quantize.recovery.distillation import tuned
 from handheld.export.quantize.recovery.pupil import Pupil
 from handheld.export.quantize.recovery.statistics import matched
 from handheld.export.recipe import named
+from handheld.runtimes import pim, targets
+from handheld.runtimes.job import Basis
+from handheld.runtimes.jobfolder import read_outputs, write_job
+from handheld.runtimes.null import Behaviour
 
 SCHEMES: tuple[Scheme, ...] = ("native", "differential", "bit_serial")
 
@@ -130,3 +140,67 @@ def test_the_networks_layers_are_all_kinds(made: tuple[Program, Program]) -> Non
     kinds = {layer.operator for layer in apply.layers(made[0].module())}
     assert kinds == {"conv", "depthwise", "linear"}
     assert isinstance(made[1].example()[0], Tensor)
+
+
+def test_the_target_runs_the_files_own_program_on_the_crossbar_that_it_names(
+    made: tuple[Program, Program], tmp_path: Path
+) -> None:
+    recipe, path = named("w8a8"), tmp_path / "net.pt2"
+    signature = formats.get("pt2").convert(made[1], recipe, path, Options())
+    assert formats.get("pt2").inspect(path).operators["handheld.dequantize.default"] == 5
+    stored = formats.get("pt2").stored(path)
+    assert {weight.values.dtype.name for weight in stored.weights} == {"int8"} and len(stored.weights) == 5
+    module = made[0].module()
+    for found, layer in zip(stored.weights, apply.layers(module), strict=True):
+        float_weight = module.get_parameter(layer.weight).detach().numpy()
+        np.testing.assert_allclose(found.dense(), float_weight, atol=0.006)  # half a step of the largest weights
+    target = targets.get("pim:native-adc6-rows18")
+    batch = batches(1, seed=3)[0]
+    (tmp_path / "job").mkdir()
+    runtime = target.runtime("pt2")
+    inputs = [{"x": batch[0].numpy()}]
+    write_job(tmp_path / "job", path, format="pt2", runtime=runtime.name, signature=signature, cases=inputs)
+    result = target.run(tmp_path / "job", 120)
+    assert result.error is None, result.error
+    assert result.basis is Basis.SIMULATED and result.reference
+    assert result.runtime == "pim:native-adc6-rows18-slice4-noise0-bow0-seed0"
+    outputs = read_outputs(tmp_path / "job", result)[0]["scores"].astype(np.float64)
+    wanted = simulated(made[1], Crossbar("native", 6, 18)).run(batch)[0]
+    np.testing.assert_allclose(outputs, wanted.numpy(), rtol=1e-5, atol=1e-5)
+    plainly = runtime.load(path, signature, plain=True).run(inputs[0])["scores"].astype(np.float64)
+    np.testing.assert_allclose(plainly, made[1].run(batch)[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert np.abs(plainly - outputs).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "crossbar", [Crossbar(), Crossbar("native", 9, 36, 2, 0.5, 1.25, 3), Crossbar("differential", noise=1e-07)]
+)
+def test_a_crossbars_name_says_all_of_it(crossbar: Crossbar) -> None:
+    assert Crossbar.named(str(crossbar)) == crossbar
+    assert Crossbar.named("") == Crossbar() and Crossbar.named("adc5-native") == Crossbar("native", 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pim:natve-adc6", r"unknown part of a crossbar 'natve'. Did you mean native\?"),
+        ("pim:adc", "unknown part of a crossbar 'adc'.*Available: .*adcNUMBER"),
+        ("pim:adc7.5", "adc7.5 of a crossbar: expected a whole number"),
+        ("pim:adc7-adc8", "says its adc_bits twice"),
+        ("pim:adc30", "a converter of 2 to 24 bits"),
+        ("pin", r"unknown target 'pin'. Did you mean pim\?"),
+    ],
+)
+def test_bad_names_are_said(name: str, says: str) -> None:
+    with pytest.raises(HandheldError, match=says):
+        targets.get(name)
+
+
+def test_what_a_crossbar_does_not_run_is_not_run(tmp_path: Path) -> None:
+    null_models.make(tmp_path / "net", {"a": Behaviour()})
+    report = check(tmp_path, on=("pim:native-adc6",))
+    assert report.exit_code == 2 and report.cells[0].status == "not run"
+    assert "runs no null: export the program itself, with --to pt2" in (report.cells[0].reason or "")
+    target = targets.get(pim.KIND)
+    assert "quantize, with --recipe w8a8" in (target.why_not("pt2", named("w8")) or "")
+    assert target.why_not("pt2", named("w8a8")) is None
