@@ -48,6 +48,7 @@ class CoreAIFormat(Format):
     computes_in_half = True
     memory_factor = 3.1
     memory_base_bytes = 450 << 20
+    quantized_memory = (3.0, 0)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`."""

@@ -68,6 +68,7 @@ class CoreMLFormat(Format):
     blocked_imports = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
     memory_factor = 2.0
     memory_base_bytes = 420 << 20
+    quantized_memory = (1.9, 0)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""

@@ -51,6 +51,7 @@ class LiteRT(Format):
     }
     memory_factor: ClassVar[float] = 3.6
     memory_base_bytes: ClassVar[int] = 720 * 2**20
+    quantized_memory: ClassVar[tuple[float, float]] = (0, 2.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file. 64-bit integer inputs and outputs become 32-bit ones (`Signature.casts`)."""

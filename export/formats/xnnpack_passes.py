@@ -6,6 +6,7 @@ from typing import Any
 
 LOOKS_FOR = {
     "ConvertToSDPAPass": "aten.full_like",
+    "ConvertToUpsampleBilinear2d": "upsample_bilinear2d",
     "DecomposeBatchNorm": "batch_norm",
     "DecomposeConcatenate": "aten.cat",
     "FuseBatchNormPass": "batch_norm",
@@ -20,9 +21,9 @@ LOOKS_FOR = {
 def needed_passes_only() -> Iterator[None]:
     """Lower without the passes that look for operators which a graph does not have.
 
-    Each pass traces the whole graph anew, whether or not it finds anything, and the search for attention first exports
-    four networks to search for: for EfficientFormerV2-S0 they are a quarter of the time. The file is the same to the
-    byte.
+    Each pass traces the whole graph anew, whether or not it finds anything, and the searches for attention and for
+    resizing first export four networks each to search for: for EfficientFormerV2-S0 they are a quarter of the time.
+    The file is the same to the byte.
     """
     from executorch.backends.xnnpack import xnnpack_preprocess
 
