@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -227,21 +226,19 @@ def split(request: SplitRequest, folder: Path, start: float) -> Reply:
 
 def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
     """Leave the quantized program, its record, its golden data and what was stored in `folder`."""
-    from handheld.export.formats.overhead import without_overhead
     from handheld.export.quantize import work
 
     def cost() -> Work:
         return work_since(start)
 
-    with nullcontext() if request.recipe.recovery else without_overhead():  # training makes garbage, and copies weights
-        program = work.write(
-            request.program,
-            request.recipe,
-            request.calibrate,
-            folder,
-            cost,
-            neural_engine=request.neural_engine,
-        )
+    program = work.write(
+        request.program,
+        request.recipe,
+        request.calibrate,
+        folder,
+        cost,
+        neural_engine=request.neural_engine,
+    )
     return Reply(program=program)
 
 
