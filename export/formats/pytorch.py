@@ -26,8 +26,9 @@ class PyTorch(Format):
     default_recipe: ClassVar[str] = "fp32"
     recipes: ClassVar[Mapping[str, str]] = {"fp32": "weights and arithmetic in float32"}
     unavailable: ClassVar[Mapping[str, str]] = {"fp16": "it is the hub's program, which is in float32"}
-    memory_factor: ClassVar[float] = 3.0
+    memory_factor: ClassVar[float] = 1.4
     memory_base_bytes: ClassVar[int] = 400 * 2**20
+    quantized_memory: ClassVar[tuple[float, float]] = (1.5, 0.3)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file: the program as it is."""
