@@ -19,13 +19,16 @@ from handheld.export import files, versions
 from handheld.export.formats.base import Format, Inspection, Options, Signature
 from handheld.export.formats.stored import StoredLayer, in_figures
 from handheld.export.manifest import PROGRAM, PROGRAM_RECORD, Boundary, ProgramRecord, Schedule, Stage, Work
-from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, peak_memory_bytes
+from handheld.export.process import PEAK_MEMORY_METHOD, begin_child, collect_garbage, end_child, peak_memory_bytes
 from handheld.export.recipe import Recipe
 from handheld.models.source import ModelReference
 from handheld.record import Record
 
 REQUEST, REPLY = "request.json", "reply.json"
 PACKED = "packed.safetensors"
+
+LARGE_BYTES = 64 << 20
+"""Collecting the garbage of a conversion takes a second or two; a smaller file is read back beside it."""
 
 
 class TraceRequest(Record):
@@ -189,7 +192,8 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     artifact = folder / request.artifact
     with without_overhead():
         signature, rewrites, stages = _written(request, target, artifact)
-    gc.collect()  # the program is a cycle: reading the file back needs its memory
+    if files.size_bytes(artifact) > LARGE_BYTES:
+        gc.collect()  # the program is a cycle: reading the file back needs its memory
     converted = Converted(
         signature=signature,
         inspection=target.inspect(artifact),
@@ -291,8 +295,12 @@ def _format(name: str) -> Format:
 def main(folder: Path) -> None:
     """Do the task in `folder`, and leave a reply whatever happens."""
     start = time.monotonic()
-    die_with_parent()
+    begin_child()
     request: Request = TypeAdapter(Request).validate_json((folder / REQUEST).read_text())
+    if request.task in ("trace", "split", "quantize", "pack"):  # they compute with a network's tensors
+        import torch  # noqa: F401
+
+        collect_garbage()
     tasks: dict[str, Callable[..., Reply]] = {
         "trace": trace,
         "convert": convert,
@@ -320,3 +328,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_child()

@@ -1,7 +1,9 @@
 """Child processes: everything heavy runs in one, so that a crash, a hang or a leak costs one cell and never the run."""
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 LOG_TAIL_LINES = 12
 
@@ -129,6 +132,35 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os._exit(1)  # the parent was gone before we asked to go with it
+
+
+def begin_child() -> None:
+    """Called first in a child that does one thing and ends: it goes with its parent, and collects no garbage.
+
+    While torch and a converter are imported, and while they convert, the collector walks millions of objects that live
+    to the end: half of the time that the imports take. Who makes garbage that matters calls `collect_garbage`.
+    """
+    gc.disable()
+    die_with_parent()
+
+
+def collect_garbage() -> None:
+    """From here on, but for what is there already."""
+    gc.freeze()
+    gc.enable()
+
+
+def end_child() -> NoReturn:
+    """Called last: end this process now, its work being written, without taking all that it imported apart.
+
+    That would take a second or two after a conversion, and vendors' libraries have crashed in it.
+    """
+    atexit._run_exitfuncs()  # temporary folders
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)  # what libraries printed
+    os._exit(0)
 
 
 def limit_memory(more_bytes: int) -> None:

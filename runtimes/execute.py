@@ -18,7 +18,7 @@ from typing import Any
 from handheld import runtimes
 from handheld.errors import HandheldError
 from handheld.export.memory import available_bytes
-from handheld.export.process import PEAK_MEMORY_METHOD, die_with_parent, limit_memory, peak_memory_bytes
+from handheld.export.process import PEAK_MEMORY_METHOD, begin_child, collect_garbage, limit_memory, peak_memory_bytes
 from handheld.runtimes import host
 from handheld.runtimes.base import Array, Session
 from handheld.runtimes.job import Basis, Failure, Job, Result, StateSample, Timing
@@ -74,6 +74,7 @@ class Execution:
             raise HandheldError(reason)
         self._note_state()
         runtime.start()
+        collect_garbage()
         self._note_state()
         before = time.perf_counter_ns()
         session = runtime.load(
@@ -148,7 +149,7 @@ def durations_ns(call: Callable[[], None], min_runs: int, min_seconds: float, ma
 
 def main() -> None:
     """Execute the job in the folder that the command line names, and end."""
-    die_with_parent()
+    begin_child()
     limit_memory(available_bytes())
     folder = Path(sys.argv[1])
     write_result(folder, Execution(folder).result())

@@ -22,6 +22,7 @@ from handheld.benchmarks.fidelity.tolerances import tolerance
 from handheld.errors import HandheldError
 from handheld.export import formats
 from handheld.export.golden import GoldenData
+from handheld.export.process import begin_child, end_child
 from handheld.record import Record
 
 CLEAN = "none"
@@ -153,7 +154,9 @@ def _located(
 
 
 if __name__ == "__main__":
+    begin_child()
     (artifact,) = find(Path(sys.argv[1]))
     for each in outcomes_of(artifact, json.loads(sys.argv[2])):
         sys.stdout.write(each.model_dump_json() + "\n")
         sys.stdout.flush()
+    end_child()

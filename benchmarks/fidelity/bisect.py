@@ -22,7 +22,7 @@ from handheld.export import files, formats, rewrites
 from handheld.export.cache import Cache
 from handheld.export.golden import GoldenData
 from handheld.export.manifest import MANIFEST, PROGRAM, PROGRAM_RECORD, Golden, Manifest, ProgramRecord
-from handheld.export.process import Children, die_with_parent
+from handheld.export.process import Children, begin_child, collect_garbage, end_child
 from handheld.export.program import Program
 from handheld.record import Record
 from handheld.runtimes.job import Finding
@@ -183,7 +183,10 @@ def on_case(
 
 def main(folder: Path) -> None:
     """Answer the request in `folder`."""
-    die_with_parent()
+    begin_child()
+    import torch  # noqa: F401
+
+    collect_garbage()
     try:
         reply = _Reply(bisected=_bisected(files.read_record(folder / REQUEST, _Request)))
     except HandheldError as error:
@@ -193,3 +196,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_child()

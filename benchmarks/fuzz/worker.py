@@ -23,7 +23,7 @@ from handheld.errors import HandheldError
 from handheld.export import formats
 from handheld.export.formats.base import Format, Options
 from handheld.export.golden import GoldenData
-from handheld.export.process import die_with_parent
+from handheld.export.process import begin_child, collect_garbage
 from handheld.export.recipe import resolve
 from handheld.export.rewrites import RewriteError
 from handheld.runtimes.host import resident_memory_bytes
@@ -113,7 +113,7 @@ def answer(request: Request, target: Format | None) -> Reply:
 
 def main(name: str) -> None:
     """Answer requests from standard input, one line each, on what was standard output; prints go to standard error."""
-    die_with_parent()
+    begin_child()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_DATA, (LARGEST_DATA_BYTES, LARGEST_DATA_BYTES))
@@ -128,6 +128,7 @@ def main(name: str) -> None:
             file=replies,
             flush=True,
         )
+        collect_garbage()  # what the first answer imported is there to stay
 
 
 if __name__ == "__main__":

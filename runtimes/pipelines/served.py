@@ -21,7 +21,7 @@ from handheld import runtimes
 from handheld.errors import HandheldError
 from handheld.export.formats.base import Signature
 from handheld.export.memory import available_bytes
-from handheld.export.process import ENVIRONMENT, PARENT, Exit, die_with_parent, limit_memory
+from handheld.export.process import ENVIRONMENT, PARENT, Exit, begin_child, collect_garbage, limit_memory
 from handheld.runtimes.base import Array
 
 MODULE = "handheld.runtimes.pipelines.served"
@@ -98,7 +98,7 @@ class Served:
 
 def main() -> None:
     """The child: load what the first message says, then answer each with the outputs, or with an error's text."""
-    die_with_parent()
+    begin_child()
     limit_memory(available_bytes())
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     session = None
@@ -111,6 +111,7 @@ def main() -> None:
             if session is None:
                 runtime = runtimes.get(asked.runtime)
                 session = runtime.load(asked.path.resolve(), asked.signature, threads=asked.threads)
+                collect_garbage()
                 connection.send({})
             else:
                 connection.send(session.run(asked))
