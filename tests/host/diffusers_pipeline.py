@@ -60,7 +60,7 @@ def their_pipeline(sampler: Sampler, folder: Path) -> Any:
         block_out_channels=[stage.width for stage in unet.stages],
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-        layers_per_block=2,
+        layers_per_block=unet.stages[0].down.count("res"),
         cross_attention_dim=unet.text[1],
         attention_head_dim=unet.stages[0].heads,
         norm_num_groups=unet.groups,

@@ -21,20 +21,28 @@ def diffusers() -> Any:
     return diffusers
 
 
-def test_unet(diffusers: Any) -> None:
-    """The same operations in the same order; but theirs embeds the timestep once for each row of the batch, and a
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_unet(diffusers: Any, blocks: int) -> None:
+    """As the tiny twin is, and with two blocks to a stage as the full size has.
+
+    The same operations in the same order; but theirs embeds the timestep once for each row of the batch, and a
     product with two rows is rounded otherwise than one with one.
     """
     torch.manual_seed(0)
     architecture = config.own("sd15_unet_tiny")
     assert isinstance(architecture, config.UNetConfig)
+    more = [
+        stage.model_copy(update={"down": stage.down * blocks, "up": stage.down * (blocks + 1)})
+        for stage in architecture.stages
+    ]
+    architecture = architecture.model_copy(update={"stages": tuple(more)})
     ours = unet.build(architecture)
     theirs = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=[stage.width for stage in architecture.stages],
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-        layers_per_block=2,
+        layers_per_block=blocks,
         cross_attention_dim=architecture.text[1],
         attention_head_dim=4,  # heads, in spite of its name
         norm_num_groups=architecture.groups,

@@ -85,7 +85,7 @@ def test_a_found_architecture_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (('up = "res res res"', 'up = "res res"'), "up has one res more than down"),
+        (('up = "res res"', 'up = "res"'), "up has one res more than down"),
         (("groups = 8", "groups = 7"), "no multiple of 7 groups"),
         (('middle = "res attn"', 'middle = "res attention"'), "middle.1: Input should be 'res'"),
         (('kind = "unet"', 'kind = "gan"'), "expected kind = 'unet' or 'decoder'"),
