@@ -22,9 +22,9 @@ from handheld.export import formats, rewrites
 from handheld.export.formats import litert
 from handheld.export.formats.base import Options, UnsupportedOperatorError
 from handheld.export.formats.overhead import without_overhead
+from handheld.export.process import begin_child, end_child
 from handheld.export.program import Program
 from handheld.export.recipe import FLOATS
-from handheld.models import zoo
 from handheld.models.spec import TensorSpec
 
 IMAGE = TensorSpec("image", (1, 3, 16, 16))
@@ -103,13 +103,6 @@ def beyond_half() -> Program:
     return program(Tuple(nn.Sequential(first, nn.ReLU(), second)), [TensorSpec("x", (4, 32))], ["y"])
 
 
-def efficientformerv2_s0() -> Program:
-    """The zoo's network with probe weights."""
-    return program(
-        Tuple(zoo.get("efficientformerv2_s0").build(None)), [TensorSpec("image", (1, 3, 224, 224))], ["logits"]
-    )
-
-
 VENDORS = "vendors-"
 """Before the name of a program: litert-torch decomposes it as it always did."""
 MATRIX = TensorSpec("matrix", (4, 4))
@@ -119,7 +112,6 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "weight": one_weight_changed,
     "attribute": one_attribute_changed,
     "beyond_half": beyond_half,
-    "efficientformerv2_s0": efficientformerv2_s0,
     "clashing": lambda: program(Clashing(), [TensorSpec("relu", (2, 6))], ["linear"]),
     "svd": lambda: program(Svd(), [MATRIX], ["values"]),
     "sort": lambda: program(Function(lambda x: torch.sort(x)[0]), [MATRIX], ["sorted"]),
@@ -163,7 +155,9 @@ def convert(format_name: str, folder: Path, name: str, recipe: str) -> None:
 
 
 if __name__ == "__main__":
+    begin_child()
     for module in formats.get(sys.argv[1]).blocked_imports:
         sys.modules[module] = None  # type: ignore[assignment]
     for case in sys.argv[3:]:
         convert(sys.argv[1], Path(sys.argv[2]), *case.split(":"))
+    end_child()

@@ -10,6 +10,7 @@ from handheld.export import files, formats, rewrites
 from handheld.export.formats.base import Options
 from handheld.export.formats.overhead import without_overhead
 from handheld.export.manifest import Boundary
+from handheld.export.process import begin_child, end_child
 from handheld.export.recipe import FLOATS
 from handheld.export.trace import trace
 from handheld.models import pipelines
@@ -56,4 +57,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin_child()
     main()
+    end_child()

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from handheld.export import formats
 from handheld.export.formats.stored import Stored, StoredWeight
+from handheld.export.process import begin_child, end_child
 from handheld.export.recipe import SMALLEST, Recipe, Rule, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,11 +42,13 @@ def _recipe_of(name: str, floats: str) -> Recipe:
 
 def main(format_name: str, folder: Path, cases: list[str]) -> None:
     """Convert the cases."""
+    for blocked in formats.get(format_name).blocked_imports:
+        sys.modules[blocked] = None  # type: ignore[assignment]
     import torch
     from torch import nn
     from torch.nn import functional
 
-    from handheld.export import formats, rewrites
+    from handheld.export import rewrites
     from handheld.export.formats import integer_graph
     from handheld.export.formats.base import Options
     from handheld.export.formats.overhead import without_overhead
@@ -203,4 +207,6 @@ def assert_size(path: Path, held: dict[str, Array], bits: int) -> None:
 
 
 if __name__ == "__main__":
+    begin_child()
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    end_child()

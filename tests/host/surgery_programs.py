@@ -20,6 +20,7 @@ from handheld.benchmarks.faults.net import net
 from handheld.export import formats, rewrites
 from handheld.export.formats.base import Options, Signature
 from handheld.export.formats.overhead import without_overhead
+from handheld.export.process import begin_child, end_child
 from handheld.export.program import Program
 from handheld.export.recipe import FLOATS
 from handheld.models.spec import TensorSpec
@@ -131,5 +132,7 @@ def convert(format_name: str, folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
+    begin_child()
     for case in sys.argv[3:]:
         convert(sys.argv[1], Path(sys.argv[2]), case)
+    end_child()

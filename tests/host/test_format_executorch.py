@@ -23,7 +23,7 @@ from handheld.runtimes.coreml import open_package
 pytest.importorskip("executorch")
 
 NETWORKS = ("convolution", "attention", "embedding")
-SUPPORTED = (*NETWORKS, "boundary", "weight", "attribute", "clashing", "where", "efficientformerv2_s0")
+SUPPORTED = (*NETWORKS, "boundary", "weight", "attribute", "clashing", "where")
 CASES = tuple(f"{name}:fp32" for name in (*SUPPORTED, "svd", "airy", "sort"))
 CORE_ML_CASES = (
     *("convolution:fp16", "convolution:fp32", "embedding:fp16", "boundary:fp32", "weight:fp32", "attribute:fp32"),
@@ -67,14 +67,6 @@ def assert_declares_by_position(made: Converted, case: str) -> None:
         found, expected = getattr(inspection, side), getattr(signature, side)
         assert [(s.shape, s.dtype) for s in found] == [(s.shape, s.dtype) for s in expected]
         assert [s.name for s in found] == [f"{side[:-1]}_{number}" for number in range(len(expected))]
-
-
-def test_efficientformerv2_is_read_inside_its_one_partition(made: Converted) -> None:
-    inspection = made.target.inspect(made.path("efficientformerv2_s0.fp32"))
-    assert (inspection.delegates, inspection.outside_delegate) == ({"XnnpackBackend": 1}, {})
-    assert inspection.operators["XNNConv2d"] + inspection.operators["XNNDepthwiseConv2d"] == 83
-    assert inspection.operators["XNNSoftmax"] == 5
-    assert 14_000_000 < inspection.weights["float32"] < made.path("efficientformerv2_s0.fp32").stat().st_size
 
 
 def test_operators_inside_and_outside_the_delegate_are_counted(made: Converted) -> None:

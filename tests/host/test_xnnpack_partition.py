@@ -1,4 +1,7 @@
-"""ExecuTorch's XNNPACK backend: what our rewrites make of EfficientFormerV2, and the fault that they step around."""
+"""ExecuTorch's XNNPACK backend: what our rewrites make of networks, and the fault that they step around.
+
+EfficientFormerV2-S0, one partition too, is in test_readme.py.
+"""
 
 import warnings
 from collections import Counter
@@ -14,7 +17,6 @@ from torch.nn import functional as F  # noqa: N812
 from handheld.export.program import Program
 from handheld.export.rewrites import apply
 from handheld.models.spec import TensorSpec
-from handheld.models.zoo import ZOO
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # torch's, in deep copies
@@ -69,15 +71,6 @@ def psnr_db(file: bytes, program: Program, x: Tensor) -> list[float]:
 
 def draw(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def test_efficientformerv2_is_one_partition() -> None:
-    shape = (1, 3, 224, 224)
-    program = traced(ZOO["efficientformerv2_s0"].build(None), shape)
-    rewritten, _ = apply(program, "executorch")
-    delegates, outside, file = lowered(rewritten)
-    assert (delegates, outside) == (1, Counter())
-    assert psnr_db(file, program, draw(shape))[0] > 110
 
 
 class TalkingHead(nn.Sequential):

@@ -12,6 +12,7 @@ import torch
 
 from handheld.export import files
 from handheld.export.formats.base import Signature
+from handheld.export.process import begin_child, end_child
 from handheld.export.program import Program
 from handheld.models.spec import TensorSpec
 
@@ -113,4 +114,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin_child()
     main()
+    end_child()
