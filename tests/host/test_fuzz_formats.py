@@ -16,7 +16,7 @@ from handheld.export.formats import FORMATS
 
 FAULTS = sorted((Path(__file__).parents[1] / "faults").glob("*.json"))
 SEED = 1000
-CLEAN = 8
+CLEAN = 5
 """Networks in the default suite; `make false-alarms` runs many more."""
 FORMATS_HERE = ("coreml", "coreai", "litert", "executorch", "onnx")
 TIMEOUT = 300.0
