@@ -54,10 +54,11 @@ class Crossbar:
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):
             raise unknown("scheme of a crossbar", self.scheme, get_args(Scheme))
-        if not 2 <= self.adc_bits <= 24 or self.slice_bits not in (1, 2, 4, 8) or self.rows < 1 or self.noise < 0:
+        fits = 2 <= self.adc_bits <= 24 and self.slice_bits in (1, 2, 4, 8) and self.rows >= 1
+        if not fits or min(self.noise, self.bow, self.seed) < 0:
             raise HandheldError(
-                "expected a converter of 2 to 24 bits, slices of 1, 2, 4 or 8, 1 or more rows and noise of 0 or more; "
-                f"came {self}."
+                "expected a converter of 2 to 24 bits, slices of 1, 2, 4 or 8, 1 or more rows, and noise, bow and seed "
+                f"of 0 or more; came {self}."
             )
 
     @classmethod
