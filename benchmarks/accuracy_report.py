@@ -153,7 +153,7 @@ def targets(study: Accuracy) -> list[Target]:
         )
     truth = [cell for cell in made if cell.recipe.startswith("w8a8") and cell.truth_db is not None]
     judge(
-        "`w8a8` (`w8a8_mse`) within 0.5 dB of the float model's PSNR to the truth",
+        "`w8a8` within 0.5 dB of the float model's PSNR to the truth",
         truth,
         lambda cell: ((lost := (cell.float_truth_db or 0) - (cell.truth_db or 0)) > 0.5, f"{lost:.2f} dB"),
     )

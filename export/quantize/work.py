@@ -99,16 +99,19 @@ def _quantized(
 
 
 def departures(program: Program, recipe: Recipe) -> tuple[str, ...]:
-    """Which layers of a prepared program are not stored as the recipe says, for their shape does not allow it."""
+    """Which layers of a prepared program are not stored as their rule says, for they are too small or their shape does
+    not allow it."""
     found = apply.layers(program.module())
     rules = apply.assignment(found, recipe)
     which: dict[str, list[str]] = {}
     for layer in found:
-        rule = rules.get(layer.weight)
-        for what in weights.departures(layer.shape, rule.weights, layer.channel_axis) if rule and rule.weights else ():
-            which.setdefault(what, []).append(layer.module)
+        rule = recipe.rule(layer.module, layer.operator)
+        if rule and rule.weights:
+            what = weights.departures(layer.shape, rule.weights, layer.channel_axis)
+            for one in what if layer.weight in rules else [f"floats, having fewer than {recipe.smallest:,} elements"]:
+                which.setdefault(one, []).append(layer.module)
     return tuple(
-        f"{len(names)} of {len(rules)} layers have {what} ({', '.join(names[:NAMED])}{', …' if names[NAMED:] else ''})"
+        f"{len(names)} of {len(found)} layers have {what} ({', '.join(names[:NAMED])}{', …' if names[NAMED:] else ''})"
         for what, names in which.items()
     )
 

@@ -41,6 +41,7 @@ def test_a_recipe_of_rules_and_what_a_file_then_holds(place: Path) -> None:
     """The depthwise layer in 8 bits, the head in floats, all else in tables: told by the files themselves."""
     path = place / "mine.toml"
     path.write_text(
+        "smallest = 256\n"
         "[[rules]]\nmodules = ['head']\n"
         "[[rules]]\noperators = ['depthwise']\nweights = { scheme = 'integer' }\n"
         "[[rules]]\nweights = { scheme = 'table', bits = 4, per = 'tensor' }\n"
