@@ -460,7 +460,7 @@ class _Run:
         stored = record.stored_bytes
         if chosen.quantizes and stored is None:
             stored = memory.stored_bytes(record.weight_bytes, chosen)
-        need = target.memory_bytes(record.weight_bytes, stored, record.activation_bytes)
+        need = target.memory_bytes(record, stored)
         cell = Cell(format=target.name, recipe=chosen.name, status="planned", estimated_memory_bytes=need)
         options = _with_picture(self.request.options, golden)
         support = target.support(chosen, options)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from handheld.record import Record
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from handheld.export.manifest import ProgramRecord
     from handheld.export.program import Program
 
 
@@ -96,6 +97,15 @@ def worst(found: Iterable[Support], beside: str = "") -> Support:
     return Support(level=level, how=how if level == "impossible" else how + beside, nearest=nearest)
 
 
+class QuantizedMemory(NamedTuple):
+    """Peak memory of converting a quantized program: multiples of the bytes that its weights are stored in and of those
+    they are in float32, and bytes for each operator of its graph, of which converters keep copies."""
+
+    stored: float = 0
+    floats: float = 0
+    operator_bytes: int = 0
+
+
 class Format(ABC):
     """One converted form. Everything but `convert` and `inspect` can be read without importing a converter."""
 
@@ -117,8 +127,8 @@ class Format(ABC):
     """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes` and the values of one
     run: an estimate, from Stable Diffusion's UNet."""
     memory_base_bytes: ClassVar[int]
-    quantized_memory: ClassVar[tuple[float, float]] = (0, 4)
-    """The same of a quantized program: multiples of what its weights are stored in, and of what they are in floats."""
+    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=4)
+    """The same of a quantized program."""
     computes_in_half: ClassVar[bool] = False
     """Whether the graph that the converter is handed under fp16 is one that PyTorch would compute in half."""
     watch: "Callable[[ExportedProgram], None] | None" = None
@@ -130,14 +140,14 @@ class Format(ABC):
             self.watch(exported)
         return exported
 
-    def memory_bytes(self, weight_bytes: int, stored_bytes: int | None, activation_bytes: int) -> int:
-        """Estimated peak memory of converting a program whose weights are so large in float32, and in a quantized one
-        as they are stored; `activation_bytes` are of the values of one run."""
-        by_weights, by_stored = self.memory_factor, 0.0
-        if stored_bytes is not None:
-            by_stored, by_weights = self.quantized_memory
-        weights = by_weights * weight_bytes + by_stored * (stored_bytes or 0)
-        return self.memory_base_bytes + int(weights) + activation_bytes
+    def memory_bytes(self, program: "ProgramRecord", stored_bytes: int | None) -> int:
+        """Estimated peak memory of converting a program; `stored_bytes`: of a quantized one's weights."""
+        if stored_bytes is None:
+            weights = self.memory_factor * program.weight_bytes
+        else:
+            how, operators = self.quantized_memory, sum(program.operators.values())
+            weights = how.stored * stored_bytes + how.floats * program.weight_bytes + how.operator_bytes * operators
+        return self.memory_base_bytes + int(weights) + program.activation_bytes
 
     def support(self, recipe: Recipe, options: Options) -> Support:
         """What this format makes of `recipe`. Imports no converter."""

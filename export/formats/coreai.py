@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from handheld.errors import missing_extra
 from handheld.export.formats import apple_support
-from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
+from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.half import half
 from handheld.export.formats.lifted import Lifted, require_stateless
@@ -48,7 +48,7 @@ class CoreAIFormat(Format):
     computes_in_half = True
     memory_factor = 3.1
     memory_base_bytes = 450 << 20
-    quantized_memory = (3.0, 0)
+    quantized_memory = QuantizedMemory(stored=3.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`."""

@@ -10,7 +10,7 @@ import numpy as np
 from handheld.errors import HandheldError, missing_extra
 from handheld.export.formats import apple_support
 from handheld.export.formats.angles import HalfOperations
-from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
+from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted, require_stateless
 from handheld.export.formats.stored import Stored
@@ -68,7 +68,7 @@ class CoreMLFormat(Format):
     blocked_imports = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
     memory_factor = 2.0
     memory_base_bytes = 420 << 20
-    quantized_memory = (1.9, 0)
+    quantized_memory = QuantizedMemory(stored=1.9)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:
         """As `Format.convert`. With `options.image_input`, that input is a picture in the file: pixels 0 to 255."""

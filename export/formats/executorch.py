@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
+from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.lifted import Lifted
 from handheld.export.formats.reading import reading
@@ -80,6 +80,7 @@ class ExecuTorch(_PTE):
     }
     memory_factor: ClassVar[float] = 3.2
     memory_base_bytes: ClassVar[int] = 520 * 2**20
+    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=2.2, operator_bytes=300_000)
 
     def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002
         """See `Format.quantized`."""

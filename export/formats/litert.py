@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from handheld.errors import missing_extra
-from handheld.export.formats.base import Format, Inspection, Options, Signature, Support, UnsupportedOperatorError
+from handheld.export.formats.base import (
+    Format,
+    Inspection,
+    Options,
+    QuantizedMemory,
+    Signature,
+    Support,
+    UnsupportedOperatorError,
+)
 from handheld.export.formats.blame import blame
 from handheld.export.formats.reading import reading
 from handheld.export.formats.retracing import decomposing_in_place
@@ -51,7 +59,7 @@ class LiteRT(Format):
     }
     memory_factor: ClassVar[float] = 3.6
     memory_base_bytes: ClassVar[int] = 720 * 2**20
-    quantized_memory: ClassVar[tuple[float, float]] = (0, 2.5)
+    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=2.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file. 64-bit integer inputs and outputs become 32-bit ones (`Signature.casts`)."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from handheld.errors import HandheldError, missing_extra
 from handheld.export.formats import onnx_quantized
-from handheld.export.formats.base import Format, Inspection, Options, Signature, Support
+from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.fingerprint import Fact, Fingerprint
 from handheld.export.formats.reading import reading
@@ -42,7 +42,7 @@ class ONNX(Format):
     }
     memory_factor: ClassVar[float] = 1.35
     memory_base_bytes: ClassVar[int] = 420 * 2**20
-    quantized_memory: ClassVar[tuple[float, float]] = (2.6, 0)
+    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=2.6)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file. Nothing is cast: ONNX has every dtype that a signature can have."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from handheld.export.formats.base import Format, Inspection, Options, Signature, Support, worst
+from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support, worst
 from handheld.export.formats.stored import Stored, StoredActivation, StoredWeight
 from handheld.export.recipe import SMALLEST, Recipe, Rule
 
@@ -28,7 +28,7 @@ class PyTorch(Format):
     unavailable: ClassVar[Mapping[str, str]] = {"fp16": "it is the hub's program, which is in float32"}
     memory_factor: ClassVar[float] = 1.4
     memory_base_bytes: ClassVar[int] = 400 * 2**20
-    quantized_memory: ClassVar[tuple[float, float]] = (1.5, 0.3)
+    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=1.5, floats=0.3)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file: the program as it is."""
