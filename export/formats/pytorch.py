@@ -28,7 +28,7 @@ class PyTorch(Format):
     unavailable: ClassVar[Mapping[str, str]] = {"fp16": "it is the hub's program, which is in float32"}
     memory_factor: ClassVar[float] = 1.4
     memory_base_bytes: ClassVar[int] = 400 * 2**20
-    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=1.5, floats=0.3)
+    quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=1.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002
         """Write the file: the program as it is."""
