@@ -4,8 +4,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two workers, each with one thread: converters and runtimes bring threads of their own. Files go in the order of their
-# names, short ones of tests/unit last: by default those with the fewest tests would, which take the longest.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# names, short ones of tests/unit last: by default those with the fewest tests would, which take the longest. What is
+# compiled is kept, whatever the caller says: the tests start a thousand processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus versus-quantized accuracy bench-coreml wheel schemas clean
 
