@@ -174,6 +174,7 @@ def trace(request: TraceRequest, folder: Path, start: float) -> Reply:
         model=request.model.label,
         sha256=sha256,
         weight_bytes=tracing.weight_bytes(program),
+        largest_bytes=tracing.largest_bytes(program),
         activation_bytes=tracing.activation_bytes(program),
         operators=tracing.operators(program),
         exported=stage_of("exported", program, folder),

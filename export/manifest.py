@@ -131,6 +131,8 @@ class ProgramRecord(Record):
     """Of the parameters and buffers, in float32 whatever they are stored as."""
     stored_bytes: int | None = None
     """What a quantized program's take."""
+    largest_bytes: int = 0
+    """Of the largest parameter or buffer; 0 for a quantized program, whose `activation_bytes` have it in floats."""
     activation_bytes: int = 0
     """The most that is alive at once when the program runs in eager PyTorch, beside the weights."""
     operators: dict[str, int]

@@ -5,11 +5,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from handheld.export.recipe import Recipe, Weights
 
+if TYPE_CHECKING:
+    from handheld.export.manifest import ProgramRecord
+
 QUANTIZE_BASE_BYTES = 480 << 20
 """Of quantizing, beside the weights (in floats and as they are stored) and the values of one run."""
+QUANTIZE_OPERATOR_BYTES = 150_000
+"""For each operator of a program whose activations are quantized: it gets some pairs around it."""
 
 
 def available_bytes() -> int:
@@ -36,9 +42,12 @@ def _part(how: Weights) -> float:
     return values + scales + (1 / 4 if how.sparsity else 0)
 
 
-def to_quantize(weight_bytes: int, activation_bytes: int, recipe: Recipe) -> int:
-    """Estimated peak memory of quantizing: the program lies in memory in floats and as it is stored."""
-    return QUANTIZE_BASE_BYTES + weight_bytes + stored_bytes(weight_bytes, recipe) + activation_bytes
+def to_quantize(program: "ProgramRecord", recipe: Recipe) -> int:
+    """Estimated peak memory of quantizing: the program lies in memory in floats and as it is stored, and the layer that
+    is worked on once more. Training that a recipe asks for comes on top, and is not counted."""
+    stored = stored_bytes(program.weight_bytes, recipe) + program.largest_bytes
+    pairs = QUANTIZE_OPERATOR_BYTES * sum(program.operators.values()) if recipe.calibrated else 0
+    return QUANTIZE_BASE_BYTES + program.weight_bytes + stored + program.activation_bytes + pairs
 
 
 class Gate:

@@ -425,7 +425,7 @@ class _Run:
             record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
             if refusal := _no_room_to_quantize(record, chosen, memory.Gate(memory.available_bytes())):
                 raise HandheldError(f"{self.request.label} was not quantized: {refusal}")
-            need = memory.to_quantize(record.weight_bytes, record.activation_bytes, chosen)
+            need = memory.to_quantize(record, chosen)
             self.progress(f"quantize {chosen.name}", f"started{_worth_saying(need)}")
             with self.cache.workspace() as work:
                 task = child.QuantizeRequest(
@@ -609,7 +609,7 @@ def _worth_saying(need_bytes: int) -> str:
 
 
 def _no_room_to_quantize(record: ProgramRecord, chosen: Recipe, gate: memory.Gate) -> str | None:
-    return gate.refusal(memory.to_quantize(record.weight_bytes, record.activation_bytes, chosen), "quantizing")
+    return gate.refusal(memory.to_quantize(record, chosen), "quantizing")
 
 
 def _notes(source: Path) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ def _written(piece: Program, name: str, place: Path, work: Callable[[], Work]) -
         model=name,
         sha256=tracing.program_hash(piece),
         weight_bytes=tracing.weight_bytes(piece),
+        largest_bytes=tracing.largest_bytes(piece),
         activation_bytes=tracing.activation_bytes(piece),
         operators=tracing.operators(piece),
         exported=Stage(name="exported", psnr_db=math.inf, max_error=0.0),

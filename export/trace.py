@@ -294,6 +294,11 @@ def weight_bytes(program: Program) -> int:
     return sum(tensor.nbytes for tensor in program.exported.state_dict.values())
 
 
+def largest_bytes(program: Program) -> int:
+    """Bytes of the largest parameter or buffer."""
+    return max((tensor.nbytes for tensor in program.exported.state_dict.values()), default=0)
+
+
 def activation_bytes(program: Program) -> int:
     """The most bytes of values that are alive at once when the program runs in eager PyTorch; views hold none."""
     nodes = [node for node in program.exported.graph.nodes if node.op == "call_function"]

@@ -147,6 +147,7 @@ class Format(ABC):
         else:
             how, operators = self.quantized_memory, sum(program.operators.values())
             weights = how.stored * stored_bytes + how.floats * program.weight_bytes + how.operator_bytes * operators
+            weights += program.largest_bytes
         return self.memory_base_bytes + int(weights) + program.activation_bytes
 
     def support(self, recipe: Recipe, options: Options) -> Support:
