@@ -81,7 +81,7 @@ SPECS = (
     _spec("snapfusion_unet_tiny", *_FUSION, 1_489_252, 49_542_144),
     _spec("snapfusion_decoder_tiny", *_FUSION, 101_955, 10_867_712),
     _spec("snapgen_unet_tiny", *_GEN, 192_660, 19_387_392),
-    _spec("snapgenv_unet_tiny", *_VIDEO, 634_388, 84_038_656),
+    _spec("snapgenv_unet_tiny", *_VIDEO, 588_884, 80_204_800),
     _spec("snapgenv_temporal_decoder_tiny", *_VIDEO, 18_388, 6_144_000),
     _spec("snapgenv_image_decoder_tiny", *_VIDEO, 101_955, 21_735_424),
 )
