@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quantizing
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handheld.errors import HandheldError
-from handheld.export.quantize import weights
+from handheld.export.quantize import weights, work
 from handheld.export.quantize.kmeans import kmeans
 from handheld.export.recipe import Weights, named
 
@@ -204,6 +205,14 @@ def test_what_a_shape_does_not_allow_is_left_out_and_said(
     assert weights.departures(shape, how(name), axis) == [said]
     assert weights.stored_bytes(shape, how(name), axis) == weights.stored_bytes(shape, how(instead), axis)
     assert not weights.departures((64, 64, 3, 3), how(name), axis) and not weights.departures(shape, how(instead), axis)
+
+
+def test_layers_that_depart_from_a_recipe_are_named() -> None:
+    program = quantizing.program(quantizing.Net())
+    small = "1 of 5 layers have floats, having fewer than 256 elements (depth)"
+    dense = "1 of 5 layers have no zeros: their input channels are no multiple of 4 (first)"
+    assert set(work.departures(program, quantizing.named("sparse2of4-w8"))) == {small, dense}
+    assert work.departures(program, quantizing.named("w8")) == (small,)
 
 
 @pytest.mark.parametrize("name", ["w8", "w4", "w4c", "levels1", "levels4", "lut4", "lut4-w8", "lut2g4", "sparse50-w8"])
