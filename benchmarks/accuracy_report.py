@@ -77,8 +77,19 @@ def _columns(study: Accuracy) -> list[Column]:
         (same, lambda cell: _number(cell.agreement and 100 * cell.agreement, 1, " %")),
         ("median KL", lambda cell: _number(cell.kl_median, 4)),
         ("to the truth dB", lambda cell: _number(cell.truth_db, 2)),
-        ("median ms", lambda cell: _number(cell.median_ms, 2)),
+        ("than floats dB", lambda cell: None if (won := _won_db(cell)) is None else f"{won:+.2f}"),
+        ("ms [95 %]", lambda cell: _milliseconds(cell.median_ms, cell.interval_ms)),
     ]
+
+
+def _won_db(cell: AccuracyCell) -> float | None:
+    """How much nearer to the truth than the float model is, for the same inputs."""
+    both = cell.truth_db, cell.float_truth_db
+    return None if both[0] is None or both[1] is None else both[0] - both[1]
+
+
+def _milliseconds(median: float | None, interval: tuple[float, float] | None) -> str | None:
+    return None if median is None or interval is None else f"{median:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str | None:
@@ -155,7 +166,7 @@ def targets(study: Accuracy) -> list[Target]:
     judge(
         "`w8a8` within 0.5 dB of the float model's PSNR to the truth",
         truth,
-        lambda cell: ((lost := (cell.float_truth_db or 0) - (cell.truth_db or 0)) > 0.5, f"{lost:.2f} dB"),
+        lambda cell: ((won := _won_db(cell) or 0) < -0.5, f"{won:+.2f} dB"),
     )
     sized = [cell for cell in made if cell.size_bytes and cell.ideal_bytes]
     judge("sizes within 3 % + 64 KB of the bits' arithmetic", sized, _off_size)
@@ -182,7 +193,9 @@ def picture(study: Accuracy, path: Path) -> None:
         points = [
             ((cell.size_bytes or cell.ideal_bytes or 0) / 1e6, height, cell.recipe)
             for cell in cells
-            if cell.format == name and (height := cell.truth_db if truth else cell.psnr_db) and math.isfinite(height)
+            if cell.format == name
+            and (height := _won_db(cell) if truth else cell.psnr_db) is not None
+            and math.isfinite(height)
         ]
         marker = "x" if name == HUB else "o"
         axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], label=name, marker=marker, alpha=0.7)
@@ -191,9 +204,10 @@ def picture(study: Accuracy, path: Path) -> None:
                 labelled.add(recipe)
                 axes.annotate(recipe, (x, y), (5, 4), textcoords="offset points", fontsize=8)
     if truth and cells:
-        axes.axhline(cells[0].float_truth_db or 0, linewidth=0.8, linestyle="--", color="grey", label="float model")
+        axes.axhline(0, linewidth=0.8, linestyle="--", color="grey", label="float model")
     axes.set_xlabel("size, MB (hub: the bits' arithmetic)")
-    axes.set_ylabel("PSNR to the ground truth, dB" if truth else "PSNR to the float model's outputs, dB")
+    to = "the ground truth, dB above the float model's" if truth else "the float model's outputs, dB"
+    axes.set_ylabel(f"PSNR to {to}")
     axes.set_title(study.name, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -208,7 +222,11 @@ in eager PyTorch. `hub` is the quantized program itself in eager PyTorch, which 
 "to the hub" says how far a file is from it. PSNR: the range is the largest magnitude of the float model's outputs.
 "bits' arithmetic": the elements times their bits, with scales, tables, biases and what stays in floats (levels count
 log2(2^b + 1) bits). Core ML files store other floats in float16; Core AI files keep them in float32 here, for its
-interpreter computes half too slowly. Basis: host.
+interpreter computes half too slowly; runtimes that are slow here get fewer of the inputs. "than floats": a file's PSNR
+to the truth less the float model's, for the same inputs. Milliseconds: the median of one thread with its 95 % interval,
+each file by itself at some time of a long run on a machine that does other things too. They are for an order of
+magnitude; docs/versus_quantized.md has ratios of files measured in turn. Core ML and Core AI run in references here and
+are not timed. Basis: host.
 """
 
 ABOUT = {
