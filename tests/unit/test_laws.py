@@ -42,6 +42,7 @@ ALLOWED = {
     ("benchmarks/coreml.py", "handheld.console"),
     ("benchmarks/quantize.py", "handheld.console"),
     ("benchmarks/strategies.py", "handheld.console"),
+    ("benchmarks/pim.py", "handheld.console"),
     ("benchmarks/accuracy.py", "handheld.api"),
     ("benchmarks/accuracy.py", "handheld.console"),
     ("benchmarks/faults/__main__.py", "handheld.api"),
