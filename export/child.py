@@ -28,7 +28,7 @@ REQUEST, REPLY = "request.json", "reply.json"
 PACKED = "packed.safetensors"
 
 LARGE_BYTES = 64 << 20
-"""Collecting the garbage of a conversion takes a second or two; a smaller file is read back beside it."""
+"""Collecting garbage costs seconds and saves memory: it is worth it from programs of this size on."""
 
 
 class TraceRequest(Record):
@@ -191,9 +191,12 @@ def convert(request: ConvertRequest, folder: Path, start: float) -> Reply:
     from handheld.export.formats.overhead import without_overhead
 
     artifact = folder / request.artifact
+    large = files.size_bytes(request.program / PROGRAM) > LARGE_BYTES
+    if large:
+        collect_garbage()
     with without_overhead():
         signature, rewrites, stages = _written(request, target, artifact)
-    if files.size_bytes(artifact) > LARGE_BYTES:
+    if large:
         gc.collect()  # the program is a cycle: reading the file back needs its memory
     converted = Converted(
         signature=signature,
