@@ -28,10 +28,10 @@ machine is twice as fast, and one side has the luck.) Load is the machine's load
 Measured on host; they say nothing of a phone. Core ML and Core AI files run in references here, whose speed means
 nothing."""
 
-WORSE = """Where handheld is not ahead on EfficientNet-Lite0: Core ML's `w8` has half a decibel less than coremltools'. The same
-layers are integers in both files, and the errors of their weights are alike to 0.3 % layer by layer: what remains is
-which way roundings fall. And the quickest of the vendors' quantizers take less time than we do to make a file and to
-prove it."""
+WORSE = """Where handheld is not ahead on EfficientNet-Lite0: Core ML's `w8` has half a decibel less than coremltools'.
+The same layers are integers in both files, and the errors of their weights are alike to 0.3 % layer by layer: what
+remains is which way roundings fall. And the quickest of the vendors' quantizers take less time than we do to make a
+file and to prove it."""
 
 
 def markdown(records: Sequence[QuantizedVersus]) -> str:
