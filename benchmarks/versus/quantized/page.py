@@ -28,12 +28,12 @@ machine is twice as fast, and one side has the luck.) Load is the machine's load
 Measured on host; they say nothing of a phone. Core ML and Core AI files run in references here, whose speed means
 nothing."""
 
-WORSE = """Where handheld is not ahead. On EfficientNet-Lite0 Core ML's `w8` has half a decibel less than coremltools'.
-The same layers are integers in both files, and the errors of their weights are alike to 0.3 % layer by layer: what remains
-is which way roundings fall. EfficientFormerV2-S0's `w8a8` is 9 % larger in ONNX and 3 % in ExecuTorch: its tables of
-attention biases (0.6 MB in floats) are no layers, and keep their floats, which the vendors round too; the file has
-7 dB more. Its agreement is of 20 inputs and untrained scores, where one close call is 5 %. And the quickest of the
-vendors' quantizers take less time than we do to make a file and to prove it."""
+WORSE = """Where handheld is not ahead. On EfficientNet-Lite0 Core ML's `w8` has half a decibel less than
+coremltools'. The same layers are integers in both files, and the errors of their weights are alike to 0.3 % layer by
+layer: what remains is which way roundings fall. EfficientFormerV2-S0's `w8a8` is 9 % larger in ONNX and 3 % in
+ExecuTorch: its tables of attention biases (0.6 MB in floats) are no layers, and keep their floats, which the vendors
+round too; the file has 7 dB more. Its agreement is of 20 inputs and untrained scores, where one close call is 5 %.
+And the quickest of the vendors' quantizers take less time than we do to make a file and to prove it."""
 
 
 def markdown(records: Sequence[QuantizedVersus]) -> str:
