@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
-ELEMENTS, MASK, TABLE, SCALE = "elements", "mask", "table", "scale"
+ELEMENTS, MASK, TABLE, GROUPS, SCALE = "elements", "mask", "table", "groups", "scale"
 """What ends the names of a weight's integers (or floats), and of what belongs to them: so they are found in a file."""
 
 
@@ -102,18 +102,21 @@ class _Dense:
         places = self._elements(indices, bits, mask)
         if table.size > 2**bits:
             blocks = np.arange(table.size // 2**bits, dtype=np.int32).reshape(table.shape[:-1]) * 2**bits
-            if any(count not in (1, size) for count, size in zip(blocks.shape, indices.shape, strict=True)):
-                blocks = np.repeat(blocks, indices.shape[0] // blocks.shape[0], 0)
-            places = self._op("Add", [places, self._constant("blocks", blocks)])
+            for axis, (count, size) in enumerate(zip(blocks.shape, indices.shape, strict=True)):
+                if count not in (1, size):  # a group of channels has one table
+                    blocks = np.repeat(blocks, size // count, axis)
+            places = self._op("Add", [places, self._constant(GROUPS, blocks)])
         return self._op("Gather", [self._constant(TABLE, table.reshape(-1)), places])
 
     def _scaled(self, real: "onnx_ir.Value", scale: Array, shape: tuple[int, ...]) -> "onnx_ir.Value":
-        """`real` times its scale: blocks as rows of a matrix, for ONNX repeats whole axes only."""
-        if all(count in (1, size) for count, size in zip(scale.shape, shape, strict=True)):
-            return self._op("Mul", [real, self._constant(SCALE, scale)])
-        rows = self._op("Reshape", [real, self._shape((scale.size, -1))])
-        scaled = self._op("Mul", [rows, self._constant(SCALE, scale.reshape(-1, 1))])
-        return self._op("Reshape", [scaled, self._shape(shape)])
+        """`real` times its scale: an axis in blocks becomes two, for ONNX repeats whole axes only."""
+        for axis, (count, size) in enumerate(zip(scale.shape, shape, strict=True)):
+            if count not in (1, size):
+                split = self._shape((*shape[:axis], count, size // count, *shape[axis + 1 :]))
+                wide = self._constant(SCALE, np.expand_dims(scale, axis + 1))
+                scaled = self._op("Mul", [self._op("Reshape", [real, split]), wide])
+                return self._op("Reshape", [scaled, self._shape(shape)])
+        return self._op("Mul", [real, self._constant(SCALE, scale)])
 
     def _stored(self, values: Array, bits: int) -> "onnx_ir.Value":
         import onnx_ir

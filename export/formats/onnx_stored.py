@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from handheld.export.formats.onnx_dense import ELEMENTS, MASK, SCALE, TABLE
+from handheld.export.formats.onnx_dense import ELEMENTS, GROUPS, MASK, SCALE, TABLE
 from handheld.export.formats.reading import reading
 from handheld.export.formats.stored import Array, Stored, StoredActivation, StoredWeight
 from handheld.export.recipe import SMALLEST
@@ -64,7 +64,7 @@ class _Reader:
         if elements is None:
             values = self._value(name)
             return StoredWeight(name, "float", 16 if size < 4 * values.size else 32, values, size)
-        table, scale = (self._constant(constants, role) for role in (TABLE, SCALE))
+        table, groups, scale = (self._constant(constants, role) for role in (TABLE, GROUPS, SCALE))
         scheme: Literal["float", "integer", "table"] = "table" if table is not None else "integer"
         if elements.dtype.kind == "f":
             scheme = "float"
@@ -78,7 +78,7 @@ class _Reader:
             elements,
             size,
             scale=_ranked(scale, elements),
-            table=None if table is None else table.reshape(-1, *[1] * (elements.ndim - 1), 2**bits),
+            table=None if table is None else _tables(table, groups, bits, elements.ndim),
             mask=self._named(nodes, MASK),
         )
 
@@ -159,8 +159,19 @@ def _along(scale: Array, axis: int, values: Array) -> Array:
     return scale.reshape(shape) if scale.ndim < values.ndim else scale
 
 
+def _tables(table: Array, groups: Array | None, bits: int, rank: int) -> Array:
+    """Tables that lie end to end, along the axis of the groups that have them."""
+    shape = [1] * rank
+    if groups is not None:
+        shape[int(np.argmax(groups.shape))] = -1
+    return table.reshape(*shape, 2**bits)
+
+
 def _ranked(scale: Array | None, values: Array) -> Array | None:
-    """A scale with the rank of its values: rows of a matrix hold for blocks of the second axis, in order."""
-    if scale is None or (scale.ndim == values.ndim and scale.shape[0] in (1, values.shape[0])):
+    """A scale with the rank of its values: that of an axis in blocks has one axis more, of size 1."""
+    if scale is None or scale.ndim == values.ndim:
         return scale
-    return scale.reshape(values.shape[0], -1, *[1] * (values.ndim - 2))
+    fitting = (np.squeeze(scale, axis) for axis, size in enumerate(scale.shape) if size == 1)
+    return next(
+        one for one in fitting if not any(size % count for size, count in zip(values.shape, one.shape, strict=True))
+    )

@@ -12,12 +12,25 @@ from handheld.export import rewrites
 from handheld.export.formats.base import Options
 from handheld.export.formats.onnx import ONNX
 from handheld.export.metrics import psnr_db
+from handheld.export.program import Program
 from handheld.export.quantize import apply, weights
-from handheld.export.recipe import EXAMPLES, named
+from handheld.export.recipe import EXAMPLES, Recipe, Rule, named
+from handheld.models.spec import TensorSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own, of itself
 
 WEIGHTS_ONLY = [name for name in EXAMPLES if named(name).quantizes and not named(name).activations]
+
+
+class Tupled(torch.nn.Module):
+    """One layer whose output is a tuple's."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.layer(x),)
 
 
 def _file(name: str, folder: Path) -> Path:
@@ -87,22 +100,11 @@ def test_integer_kernels_are_found(tmp_path: Path) -> None:
 def test_sizes_are_what_the_bits_say(tmp_path: Path) -> None:
     """A network that is large enough to tell: 2 % for scales, names and the graph."""
     generator = torch.Generator().manual_seed(1)
-    from handheld.export.program import Program
-    from handheld.models.spec import TensorSpec
-
-    class One(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(1024, 1024)
-
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-            return (self.layer(x),)
-
-    layer = One()
+    layer = torch.nn.Linear(1024, 1024)
     with torch.no_grad():
-        layer.layer.weight.copy_(torch.randn(1024, 1024, generator=generator))
+        layer.weight.copy_(torch.randn(1024, 1024, generator=generator))
     specs = TensorSpec("x", (1, 1024), "float32"), TensorSpec("y", (1, 1024), "float32")
-    program = apply.prepared(Program(torch.export.export(layer, (torch.zeros(1, 1024),)), specs[:1], specs[1:]))
+    program = apply.prepared(Program(torch.export.export(Tupled(layer), (torch.zeros(1, 1024),)), specs[:1], specs[1:]))
     for name, bits in {"w8": 8, "w4c": 4, "lut4": 4, "lut3": 3, "lut1": 1, "levels1": 2, "sparse50-w8": 5}.items():
         recipe = named(name)
         path = tmp_path / f"{name}.onnx"
@@ -111,3 +113,32 @@ def test_sizes_are_what_the_bits_say(tmp_path: Path) -> None:
         )
         ideal = bits * 2**20 / 8
         assert ideal <= path.stat().st_size <= 1.02 * ideal + 12_000, name
+
+
+@pytest.mark.parametrize("name", ["w4", "lut4g16", "lut4g16-w8", "levels2", "sparse50-w8"])
+def test_a_transposed_convolution_has_its_blocks_and_groups_along_its_own_axes(name: str, tmp_path: Path) -> None:
+    """Its weight is (inputs, outputs, …): blocks lie along the first axis, groups of tables along the second."""
+    if name == "lut4g16-w8":
+        how = named("lut4g16").rules[0].weights
+        assert how
+        rules = (Rule(weights=how.model_copy(update={"table_bits": 8})),)
+        recipe = Recipe(name=name, floats="float32", rules=rules)
+    else:
+        recipe = named(name).model_copy(update={"floats": "float32"})
+    generator = torch.Generator().manual_seed(4)
+    layer = torch.nn.ConvTranspose2d(64, 32, 2, 2).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.3)
+    x = torch.randn(1, 64, 5, 5, generator=generator)
+    specs = TensorSpec("x", (1, 64, 5, 5)), TensorSpec("y", (1, 32, 10, 10))
+    exported = torch.export.export(Tupled(layer), (x,))
+    program = apply.quantize(apply.prepared(Program(exported, specs[:1], specs[1:])), recipe)
+    path = tmp_path / "model.onnx"
+    ONNX().convert(program, recipe, path, Options())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    got: np.ndarray = session.run(None, {"x": x.numpy()})[0]
+    assert psnr_db(program.run([x])[0].numpy(), got) > 110
+    assert recipe.rules[0].weights
+    stored = weights.store(layer.weight.detach(), recipe.rules[0].weights, 1)
+    (read,) = ONNX().stored(path).weights
+    np.testing.assert_array_equal(read.dense(), stored.dense().numpy())
