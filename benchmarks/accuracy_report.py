@@ -162,7 +162,7 @@ def targets(study: Accuracy) -> list[Target]:
             kl,
             lambda cell: ((cell.kl_median or 0) > 0.03, f"{cell.kl_median or 0:.3f}"),
         )
-    truth = [cell for cell in made if cell.recipe.startswith("w8a8") and cell.truth_db is not None]
+    truth = [cell for cell in made if cell.recipe.startswith("w8a8") and _won_db(cell) is not None]
     judge(
         "`w8a8` within 0.5 dB of the float model's PSNR to the truth",
         truth,

@@ -184,13 +184,12 @@ def _for_twins(name: str, place: Path) -> str:
     """The recipe, for weights as small as the twins' are."""
     from handheld.export import recipe
 
-    found = recipe.resolve(name, "fp32")
+    found = recipe.read(Path(name)) if recipe.is_file(name) else recipe.named(name)
     if not found.quantizes:
         return name
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"{found.name}.toml"
-    open_form = recipe.read(Path(name)) if recipe.is_file(name) else recipe.named(name)
-    file.write_text(recipe.text(open_form.model_copy(update={"smallest": recipe.SMALLEST})))
+    file.write_text(recipe.text(found.model_copy(update={"smallest": recipe.SMALLEST})))
     return str(file)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
-ELEMENTS, MASK, TABLE, GROUPS, SCALE = "elements", "mask", "table", "groups", "scale"
+ELEMENTS, MASK, TABLE, SCALE = "elements", "mask", "table", "scale"
 """What ends the names of a weight's integers (or floats), and of what belongs to them: so they are found in a file."""
 
 
@@ -105,18 +105,20 @@ class _Dense:
             for axis, (count, size) in enumerate(zip(blocks.shape, indices.shape, strict=True)):
                 if count not in (1, size):  # a group of channels has one table
                     blocks = np.repeat(blocks, size // count, axis)
-            places = self._op("Add", [places, self._constant(GROUPS, blocks)])
-        return self._op("Gather", [self._constant(TABLE, table.reshape(-1)), places])
+            places = self._op("Add", [places, self._constant("blocks", blocks)])
+        flat = self._op("Reshape", [self._constant(TABLE, table), self._shape((-1,))])
+        return self._op("Gather", [flat, places])
 
     def _scaled(self, real: "onnx_ir.Value", scale: Array, shape: tuple[int, ...]) -> "onnx_ir.Value":
         """`real` times its scale: an axis in blocks becomes two, for ONNX repeats whole axes only."""
+        held = self._constant(SCALE, scale)
         for axis, (count, size) in enumerate(zip(scale.shape, shape, strict=True)):
             if count not in (1, size):
                 split = self._shape((*shape[:axis], count, size // count, *shape[axis + 1 :]))
-                wide = self._constant(SCALE, np.expand_dims(scale, axis + 1))
+                wide = self._op("Unsqueeze", [held, self._shape((axis + 1,))])
                 scaled = self._op("Mul", [self._op("Reshape", [real, split]), wide])
                 return self._op("Reshape", [scaled, self._shape(shape)])
-        return self._op("Mul", [real, self._constant(SCALE, scale)])
+        return self._op("Mul", [real, held])
 
     def _stored(self, values: Array, bits: int) -> "onnx_ir.Value":
         import onnx_ir

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from handheld.export.formats.onnx_dense import ELEMENTS, GROUPS, MASK, SCALE, TABLE
+from handheld.export.formats.onnx_dense import ELEMENTS, MASK, SCALE, TABLE
 from handheld.export.formats.reading import reading
 from handheld.export.formats.stored import Array, Stored, StoredActivation, StoredWeight
 from handheld.export.recipe import SMALLEST
@@ -64,7 +64,7 @@ class _Reader:
         if elements is None:
             values = self._value(name)
             return StoredWeight(name, "float", 16 if size < 4 * values.size else 32, values, size)
-        table, groups, scale = (self._constant(constants, role) for role in (TABLE, GROUPS, SCALE))
+        table, scale = (self._constant(constants, role) for role in (TABLE, SCALE))
         scheme: Literal["float", "integer", "table"] = "table" if table is not None else "integer"
         if elements.dtype.kind == "f":
             scheme = "float"
@@ -77,8 +77,8 @@ class _Reader:
             bits,
             elements,
             size,
-            scale=_ranked(scale, elements),
-            table=None if table is None else _tables(table, groups, bits, elements.ndim),
+            scale=scale,
+            table=table,
             mask=self._named(nodes, MASK),
         )
 
@@ -157,21 +157,3 @@ def _along(scale: Array, axis: int, values: Array) -> Array:
     shape = [1] * values.ndim
     shape[axis] = scale.size
     return scale.reshape(shape) if scale.ndim < values.ndim else scale
-
-
-def _tables(table: Array, groups: Array | None, bits: int, rank: int) -> Array:
-    """Tables that lie end to end, along the axis of the groups that have them."""
-    shape = [1] * rank
-    if groups is not None:
-        shape[int(np.argmax(groups.shape))] = -1
-    return table.reshape(*shape, 2**bits)
-
-
-def _ranked(scale: Array | None, values: Array) -> Array | None:
-    """A scale with the rank of its values: that of an axis in blocks has one axis more, of size 1."""
-    if scale is None or scale.ndim == values.ndim:
-        return scale
-    fitting = (np.squeeze(scale, axis) for axis, size in enumerate(scale.shape) if size == 1)
-    return next(
-        one for one in fitting if not any(size % count for size, count in zip(values.shape, one.shape, strict=True))
-    )
