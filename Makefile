@@ -94,10 +94,14 @@ versus-quantized: $(VENV)/dev.stamp
 
 # What recipes cost three networks with trained weights, in every format: hours. Writes docs/accuracy.md. The light field
 # is trained first: python examples/light_field.py. Goes on where it was.
+ACCURACY = OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.accuracy --latency
+
 accuracy: $(VENV)/dev.stamp
-	$(BIN)/python -m handheld.benchmarks.accuracy examples/efficientnet_lite0.py:trained --quality top1 --fewer coreml=40 --fewer coreai=10
-	$(BIN)/python -m handheld.benchmarks.accuracy examples/minilm.py:trained --quality vectors
-	$(BIN)/python -m handheld.benchmarks.accuracy examples/light_field.py:network --docs docs
+	$(ACCURACY) examples/efficientnet_lite0.py:trained --quality top1 --fewer coreml=40 --fewer coreai=10 \
+	  --recipes w8,export/recipes/lut6_depthwise8.toml,w4,lut4g16,fp32,w8a8
+	$(ACCURACY) examples/minilm.py:trained --quality vectors --fewer coreai=8 \
+	  --recipes w8,lut4g16,fp32,examples/minilm_w8a8.toml
+	$(ACCURACY) examples/light_field.py:network --fewer coreml=4 --fewer coreai=2 --recipes w8,levels2,fp32,w8a8 --docs docs
 
 # The built wheel in an environment of its own, used from outside the checkout.
 wheel: $(VENV)/dev.stamp

@@ -58,17 +58,15 @@ def test_every_format_that_runs_agrees_with_eager(shipped: Shipped) -> None:
         assert "checkpoint" not in cell["weights"] and "probe" not in cell["weights"]
 
 
-@pytest.mark.parametrize("name", ["onnx", "litert", "executorch"])
 @pytest.mark.parametrize(("photograph", "classes"), [("chelsea.png", CATS), ("coffee.png", COFFEE)])
-def test_photographs_are_what_they_show(shipped: Shipped, name: str, photograph: str, classes: set[int]) -> None:
+def test_photographs_are_what_they_show(shipped: Shipped, photograph: str, classes: set[int]) -> None:
     import skimage.data
 
-    if name not in shipped.formats:
-        pytest.skip(f"{name} is not among {', '.join(shipped.formats)}")
-    cell, cache = shipped.folder / f"{name}-{shipped.recipe}", shipped.cache
     path = Path(skimage.data.__file__).parent / photograph
-    done = handheld("run", str(cell), "--input", f"inputs={path}", "--top", "1", "--json", cache=cache)
-    assert done.returncode == 0, done.stderr
-    report: Any = document(done)
-    assert report["top"][0]["index"] in classes
+    for name in shipped.formats & {"onnx", "litert", "executorch"}:  # the others' runtimes are slow here
+        cell = shipped.folder / f"{name}-{shipped.recipe}"
+        done = handheld("run", str(cell), "--input", f"inputs={path}", "--top", "1", "--json", cache=shipped.cache)
+        assert done.returncode == 0, done.stderr
+        report: Any = document(done)
+        assert report["top"][0]["index"] in classes, name
     assert "normalised as the model asks" in report["inputs"]["inputs"]

@@ -42,6 +42,13 @@ def test_half_where_the_phone_computes_in_half(tmp_path: Path) -> None:
     assert executorch["status"] == "not available" and "half" in executorch["reason"]
 
 
+def test_recipes_whose_blocks_and_groups_lie_along_other_axes_in_transposed_layers(tmp_path: Path) -> None:
+    """`make matrix` in two cells: the conversion is right, and quantized it is."""
+    for cell in matrix(tmp_path, "mobiler2l_tiny", "onnx", "w4,lut4g16"):
+        assert cell["status"] == "passed" and cell["limit_db"] == 80, cell
+        assert 15 < cell["cost_db"] < 45, cell
+
+
 def test_what_is_there_stays_and_what_is_not_is_named(tmp_path: Path) -> None:
     first = matrix(tmp_path, "mobiler2l_tiny", "onnx", "fp32")
     record = json.loads((tmp_path / "zoo.json").read_text())
