@@ -10,7 +10,8 @@ from handheld.benchmarks.versus.quantized.compare import PAIRS, Outcome, Quantiz
 
 FILES = ("format", "vendor's quantizer", "recipe")
 BOTH = ("kB", "agreement %", "median KL", "PSNR dB", "seconds")
-SPEED = (*FILES, "other ms", "handheld ms", "ratio of medians [95 % interval]", "ratio of lower quartiles", "rounds", "load")
+RATIOS = ("ratio of medians [95 % interval]", "ratio of lower quartiles")
+SPEED = (*FILES, "other ms", "handheld ms", *RATIOS, "rounds", "load")
 
 
 INTRODUCTION = """# handheld's recipes beside the vendors' own quantizers
@@ -74,7 +75,8 @@ def _timed(o: Outcome, latency: Latency) -> str:
     cells = [f"{statistics.median(ns) / 1e6:.2f}" for ns in (latency.default_ns, latency.handheld_ns)]
     lower, least = (float(np.percentile(ns, 25)) for ns in (latency.default_ns, latency.handheld_ns))
     interval = f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
-    return _row([o.format, o.vendor, o.recipe, *cells, interval, f"{least / lower:.3f}", str(len(latency.default_ns)), f"{o.load or 0:.1f}"])
+    run = f"{least / lower:.3f}", str(len(latency.default_ns)), f"{o.load or 0:.1f}"
+    return _row([o.format, o.vendor, o.recipe, *cells, interval, *run])
 
 
 def _row(cells: Sequence[str]) -> str:
