@@ -40,7 +40,7 @@ def symbolic(exported: "ExportedProgram") -> "ExportedProgram":
 
     from handheld.export.quantize import ops
 
-    def dequantize(q: "Tensor", scale: "Tensor", zero_point: None, bits: int) -> "Tensor":  # noqa: ARG001
+    def dequantize(q: "Tensor", scale: "Tensor", bits: int) -> "Tensor":
         return node(f"{DOMAIN}::Dequantize", (q, scale), {"bits": bits}, dtype=scale.dtype, shape=q.shape, version=1)
 
     def lookup(indices: "Tensor", table: "Tensor", bits: int) -> "Tensor":

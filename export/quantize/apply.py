@@ -219,7 +219,7 @@ def _store_weight(module: "GraphModule", layer: Layer, stored: StoredTensor) -> 
         made = call(lookup, stored.table.dtype, made, constant(stored.table, "table"), stored.bits)
     if stored.scale is not None:
         bits = stored.bits if stored.table is None else 8
-        made = call(dequantize, torch.float32, made, constant(stored.scale, "scale"), None, bits)
+        made = call(dequantize, torch.float32, made, constant(stored.scale, "scale"), bits)
     if stored.mask is not None:
         made = call(masked, torch.float32, made, constant(stored.mask, "mask"))
     for user in layer.users:

@@ -1,8 +1,8 @@
 """The operators that make a dense weight of what is stored. Importing this module registers them with PyTorch.
 
-    handheld::dequantize(q, scale, zero_point, bits)    integers to floats
-    handheld::lookup(indices, table, bits)              indices into tables
-    handheld::masked(values, mask)                      zeros, where a sparse weight has them
+    handheld::dequantize(q, scale, bits)      integers to floats
+    handheld::lookup(indices, table, bits)    indices into tables
+    handheld::masked(values, mask)            zeros, where a sparse weight has them
 
 They compose: a sparse table of integers is `masked(dequantize(lookup(indices, table), scale), mask)`. Blocks: a `scale`
 has the rank of `q`, and each of its axes divides `q`'s; a scale then holds for a block of neighbours. A `table` has one
@@ -25,16 +25,13 @@ __all__ = ["ACTIVATIONS", "WEIGHTS", "Chain", "chains", "dequantize", "is_weight
 
 
 @torch.library.custom_op("handheld::dequantize", mutates_args=())
-def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
-    """`(q - zero_point) * scale` in float32, given out in the scale's dtype (a half program's is float16).
+def dequantize(q: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
+    """`q * scale` in float32, given out in the scale's dtype (a half program's is float16).
 
-    `q`: int8 (or uint8, if there is a zero point), of whose 8 bits `bits` are used; `zero_point`: of `q`'s dtype and
-    `scale`'s shape, or None for 0.
+    `q`: int8, of whose 8 bits `bits` are used, symmetric around 0.
     """
     _check_blocks(q.shape, scale.shape)
     values = q.to(torch.float32, copy=True)
-    if zero_point is not None:
-        values.sub_(spread(zero_point.to(torch.float32), q.shape))
     return values.mul_(spread(scale.to(torch.float32), q.shape)).to(scale.dtype)
 
 
@@ -59,7 +56,7 @@ def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @dequantize.register_fake
-def _(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
+def _(q: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:  # noqa: ARG001 the schema
     return torch.empty(q.shape, dtype=scale.dtype, device=q.device)
 
 

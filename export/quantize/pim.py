@@ -223,10 +223,10 @@ def _fits(node: "Node") -> bool:
         return False
     if weight.target is not ops.WEIGHTS[0] or value.args[5] is not torch.int8:
         return False
-    values, scale, zero_point, _ = weight.args
+    values, scale, _ = weight.args
     assert graph.is_node(values) and graph.is_node(scale)
     one_each = math.prod(graph.shape(scale)) in (1, graph.shape(scale)[0])
-    return zero_point is None and one_each and graph.constant(values) is not None
+    return one_each and graph.constant(values) is not None
 
 
 def _place(node: "Node", crossbar: Crossbar) -> None:
@@ -241,7 +241,7 @@ def _place(node: "Node", crossbar: Crossbar) -> None:
             PIM,
             (
                 *(value.args[0], weight.args[0], weight.args[1], given["bias"], value.args[1], value.args[2]),
-                *(weight.args[3], *sizes, given.get("groups", 1), *astuple(crossbar)),
+                *(weight.args[2], *sizes, given.get("groups", 1), *astuple(crossbar)),
             ),
         )
     made.meta = node.meta

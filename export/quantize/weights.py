@@ -48,7 +48,7 @@ class StoredTensor:
         """The weight that is meant, in float32."""
         found = self.values if self.table is None else ops.lookup(self.values, self.table, self.bits)
         if self.scale is not None:
-            found = ops.dequantize(found, self.scale, None, self.bits if self.table is None else 8)
+            found = ops.dequantize(found, self.scale, self.bits if self.table is None else 8)
         return found if self.mask is None else ops.masked(found, self.mask)
 
 

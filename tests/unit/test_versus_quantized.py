@@ -50,5 +50,5 @@ def test_page() -> None:
     )
     page = markdown([record])
     assert "| onnx | q | w8 | 1 → 1 | 95.0 → 97.0 | 0.0100 → 0.0100 | 30.0 → 30.0 | 2 → 2 |" in page
-    assert "| onnx | q | w8 | 3.00 | 1.75 | 0.625 [0.500, 0.750] | 0.650 | 1.2 |" in page
+    assert "| onnx | q | w8 | 3.00 | 1.75 | 0.625 [0.500, 0.750] | 0.650 | 2 | 1.2 |" in page
     assert "- onnx, broken, w8: no such thing" in page

@@ -102,9 +102,7 @@ class Pupil:
 
     def _integers(self, node: "Node", wanted: "Tensor | None", train: Sequence[What]) -> bool:
         """Train the integers of `handheld::dequantize`, their scale, or both; gives whether that was asked for."""
-        values, scale, zero, _ = node.args
-        if zero is not None:
-            return False
+        values, scale, _ = node.args
         steps, width = self._steps(values, wanted, train), self._width(scale, train)
         if (steps, width) == (values, scale):
             return False
