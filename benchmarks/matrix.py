@@ -111,14 +111,15 @@ def matrix(
                 key = key_of(own=own_source_hash(), checking=_checking_hash(), versions=used)
                 if any(_same(cell, spec.name, target.name, name) and cell.key == key for cell in done.cells):
                     continue
+                # Not only after a cell: one that was killed leaves its files, which would be compared as this one's.
+                for leftover in (place / "out", place / "cache" / "v1" / "artifact"):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 cell = _cell(spec, target.name, name, key, place, threads, timeout, progress)
                 cell = cell.model_copy(update={"versions": used})
                 kept = [old for old in done.cells if not _same(old, spec.name, target.name, name)]
                 done = Matrix(cells=(*kept, cell))
                 files.write_record(out / MATRIX, done)
                 progress(f"{spec.name} {cell.name}", cell.status)
-                shutil.rmtree(place / "out", ignore_errors=True)
-                shutil.rmtree(place / "cache" / "v1" / "artifact", ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
     names = {spec.name for spec in specs}
     return Matrix(cells=tuple(cell for cell in done.cells if cell.model in names))
