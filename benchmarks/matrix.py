@@ -20,7 +20,7 @@ from handheld.export import files, versions
 from handheld.export import run as exporting
 from handheld.export.cache import Cache, key_of
 from handheld.export.formats.base import Format
-from handheld.export.run import Request, own_source_hash
+from handheld.export.request import ALL, Request, own_source_hash
 from handheld.models import zoo
 from handheld.models.source import refer
 from handheld.models.spec import ModelSpec
@@ -86,7 +86,7 @@ def matrix(
     *,
     models: Sequence[str] = (),
     tiny: bool = False,
-    to: Sequence[str] = exporting.ALL,
+    to: Sequence[str] = ALL,
     recipes: Sequence[str] = ("fp32", "fp16"),
     threads: int = 2,
     timeout: float = 7200,

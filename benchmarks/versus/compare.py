@@ -21,7 +21,8 @@ from handheld.export.golden import GoldenData
 from handheld.export.manifest import ProgramRecord, Work
 from handheld.export.metrics import Array
 from handheld.export.process import Children
-from handheld.export.run import Request, export
+from handheld.export.request import Request
+from handheld.export.run import export
 from handheld.export.show import inspect
 from handheld.models.source import refer
 from handheld.record import Record

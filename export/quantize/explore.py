@@ -15,6 +15,7 @@ from handheld.export.quantize import apply, sensitivity, work
 from handheld.export.quantize.search import Budget, Search
 from handheld.export.quantize.sensitivity import CANDIDATES, Meter, Sensitivity
 from handheld.export.recipe import Recipe, text
+from handheld.export.request import Request
 from handheld.record import Record
 
 SENSITIVITY = "sensitivity.json"
@@ -55,7 +56,7 @@ class Explorer:
 
     def __init__(
         self,
-        request: run.Request,
+        request: Request,
         *,
         candidates: Sequence[str] = CANDIDATES,
         progress: Progress = lambda *_: None,
@@ -108,7 +109,7 @@ class Explorer:
         )
 
 
-def require_searchable(request: run.Request, destination: Path) -> None:
+def require_searchable(request: Request, destination: Path) -> None:
     """Raise `HandheldError` for what a search cannot do, before anything is measured for it."""
     if destination.suffix not in (".toml", ".yaml", ".yml"):
         raise HandheldError(f"--recipe-out {destination}: expected a .toml or .yaml.")

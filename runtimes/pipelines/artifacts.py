@@ -9,6 +9,7 @@ from handheld.export import files, formats, recipe
 from handheld.export import run as exporting
 from handheld.export.manifest import MANIFEST, PARTS, Manifest, Parts
 from handheld.export.manifest import Schedule as Fixed
+from handheld.export.request import Request
 from handheld.models.pipelines import PIPELINES, Part, PipelineSpec
 from handheld.models.schedules import Schedule
 from handheld.models.source import refer
@@ -135,9 +136,9 @@ def _export(part: Part, wanted: Wanted, table: Schedule | None, progress: Progre
     return _made(exporting.export(_request(part, wanted, table), _named(part, progress)))
 
 
-def _request(part: Part, wanted: Wanted, table: Schedule | None) -> exporting.Request:
+def _request(part: Part, wanted: Wanted, table: Schedule | None) -> Request:
     values = tuple(map(float, dict.fromkeys(table.timesteps))) if table else ()
-    return exporting.Request(
+    return Request(
         model=refer(part.model, checkpoint=wanted.checkpoint / part.folder if wanted.checkpoint else None),
         to=(wanted.to,),
         recipe=wanted.recipe,

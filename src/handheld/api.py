@@ -20,7 +20,8 @@ from handheld.export import run as exporting
 from handheld.export.child import Packed
 from handheld.export.formats.base import Options
 from handheld.export.manifest import Schedule
-from handheld.export.run import ExportReport, Request, SplitReport
+from handheld.export.request import ALL, Request
+from handheld.export.run import ExportReport, SplitReport
 from handheld.export.show import show
 from handheld.models.source import refer
 from handheld.models.spec import Preprocessing
@@ -214,7 +215,7 @@ def _request(model: str, options: ExportOptions) -> Request:
             preprocessing=_preprocessing(options.get("mean"), options.get("std")),
             trust=options.get("trust", False),
         ),
-        to=tuple(options.get("to") or exporting.ALL),
+        to=tuple(options.get("to") or ALL),
         recipe=options.get("recipe", "default"),
         calibrate=options.get("calibrate"),
         out=Path(options.get("out", "out")),

@@ -290,7 +290,7 @@ def check(
     with speaking():
         from handheld import api, views
         from handheld.console import Progress, console
-        from handheld.export.run import ALL
+        from handheld.export.request import ALL
 
         if zoo and (require or bisect or baseline or update_baseline or expected or junit):
             raise HandheldError("--zoo takes --tiny, --models, --to, --recipe, --threads and --json, and nothing else.")

@@ -58,6 +58,10 @@ def test_a_recipe_of_rules_and_what_a_file_then_holds(place: Path) -> None:
         held = {(layer["scheme"], layer["bits"], layer["elements"]) for layer in shown["layers"]}
         assert {("table", 4, 1728), ("integer", 8, 576), ("table", 4, 4096)} <= held
         assert any(scheme == "float" and elements == 640 for scheme, _, elements in held)
+    path.write_text(path.read_text().replace("256", "1024"))  # a recipe of the same name and rules is another
+    again = _export(place, "--recipe", str(path), "--to", "onnx")["onnx"]
+    shown = document(handheld("show", again["artifact"], "--json", cache=place / "cache"))
+    assert [layer["scheme"] for layer in shown["layers"] if layer["elements"] == 576] == ["float"]
 
 
 def test_a_dry_run_says_how_each_format_does_it(place: Path) -> None:

@@ -9,14 +9,14 @@ import quantizing
 import torch
 
 from handheld.errors import HandheldError
-from handheld.export import files, memory, recipe
-from handheld.export import run as running
+from handheld.export import files, memory, programs, recipe
 from handheld.export.cache import Cache
 from handheld.export.manifest import PROGRAM_RECORD, ProgramRecord, Stage, Work
 from handheld.export.process import Children
 from handheld.export.program import Program
 from handheld.export.quantize import apply
-from handheld.export.run import Request, disk_refusal, export
+from handheld.export.request import Context, Request, disk_refusal
+from handheld.export.run import export
 from handheld.export.trace import activation_bytes, weight_bytes
 from handheld.models.source import refer
 
@@ -73,9 +73,9 @@ def test_quantizing_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pyt
         model="unet", sha256="", weight_bytes=3_440_000_000, operators={}, exported=exported, work=work, versions={}
     )
     files.write_record(tmp_path / PROGRAM_RECORD, record)
-    run = running._Run(request, lambda *_: None, Cache(tmp_path / "cache"), Children())
+    context = Context(request, lambda *_: None, Cache(tmp_path / "cache"), Children())
     with pytest.raises(HandheldError, match=r"was not quantized: quantizing is estimated to need [45]\.\d GB"):
-        run._quantized(tmp_path, recipe.named("w8"))
+        programs.quantized(context, tmp_path, recipe.named("w8"))
 
 
 class Wide(torch.nn.Module):

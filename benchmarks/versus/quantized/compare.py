@@ -30,7 +30,8 @@ from handheld.export.formats.base import Signature
 from handheld.export.manifest import ProgramRecord, Work
 from handheld.export.metrics import Array, psnr_db
 from handheld.export.process import Children
-from handheld.export.run import Request, export
+from handheld.export.request import Request
+from handheld.export.run import export
 from handheld.export.show import inspect
 from handheld.models.source import LoadedModel, load, refer
 from handheld.record import Record
