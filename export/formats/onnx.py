@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from handheld.errors import HandheldError, missing_extra
-from handheld.export.formats import onnx_quantized
+from handheld.export.formats import onnx_quantized, onnx_repeated
 from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.fingerprint import Fact, Fingerprint
@@ -51,6 +51,7 @@ class ONNX(Format):
             self._watched(exported.exported_program)  # of a quantized one, nodes stand for weights that nothing runs
         model = exported.model
         onnx_quantized.lower(model)
+        onnx_repeated.gather(model)
         if recipe.floats == "float16":
             _halve(model)
         _name(model, program)
