@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +11,7 @@ from handheld.export.formats import onnx_quantized, onnx_repeated
 from handheld.export.formats.base import Format, Inspection, Options, QuantizedMemory, Signature, Support
 from handheld.export.formats.blame import blame
 from handheld.export.formats.fingerprint import Fact, Fingerprint
+from handheld.export.formats.onnx_skeleton import GRAPH_INITIALIZER, MODEL_GRAPH, TENSOR_RAW_DATA, Skeleton, tag
 from handheld.export.formats.reading import reading
 from handheld.export.formats.stored import Stored
 from handheld.export.recipe import Recipe
@@ -72,14 +74,15 @@ class ONNX(Format):
     def inspect(self, path: Path) -> Inspection:
         """Read the file, and its companion if it has one. A dimension that the file leaves open is given as -1."""
         try:
-            import onnx
+            import onnx  # noqa: F401
         except ModuleNotFoundError as error:
             raise missing_extra("reading ONNX files", self.extra, "onnx") from error
         with reading(path, self.title):
-            model = onnx.load(path, load_external_data=False)
+            skeleton = Skeleton(path)
+            model = skeleton.model
             if not model.ir_version or not model.opset_import or not model.graph.output:
                 raise HandheldError(f"{path} is not a whole {self.title} file: it declares no graph with outputs.")
-            return _Reader(path.parent).inspection(model)
+            return _Reader(skeleton).inspection()
 
 
 def save(model: Any, path: Path) -> None:
@@ -97,12 +100,13 @@ def save(model: Any, path: Path) -> None:
     model.graph.initializers.clear()
     proto = onnx_ir.to_proto(model)
     graph = proto.graph.SerializeToString()
-    heads = [_tensor_head(name, tensor) for name, tensor in weights]
-    fields = [_tag(5, len(head) + tensor.nbytes) + head for head, (_, tensor) in zip(heads, weights, strict=True)]
+    heads = [(tensor, _tensor_head(name, tensor)) for name, tensor in weights]
+    fields = [tag(GRAPH_INITIALIZER, len(head) + tensor.nbytes) + head for tensor, head in heads]
+    size = len(graph) + sum(map(len, fields)) + sum(tensor.nbytes for _, tensor in weights)
     proto.ClearField("graph")
     with path.open("wb") as file:
         file.write(proto.SerializeToString())
-        file.write(_tag(7, len(graph) + sum(map(len, fields)) + sum(tensor.nbytes for _, tensor in weights)) + graph)
+        file.write(tag(MODEL_GRAPH, size) + graph)
         for field, (_, tensor) in zip(fields, weights, strict=True):
             file.write(field)
             file.write(tensor.tobytes())
@@ -114,16 +118,7 @@ def _tensor_head(name: str, tensor: Any) -> bytes:
 
     head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     serialized: bytes = head.SerializeToString()
-    return serialized + _tag(9, tensor.nbytes)
-
-
-def _tag(field: int, size: int) -> bytes:
-    """What stands before `size` bytes of a protobuf field: its number, wire type 2, and the size as a varint."""
-    varint = bytearray()
-    while size >= 128:
-        varint.append(size & 127 | 128)
-        size >>= 7
-    return bytes([field << 3 | 2, *varint, size])
+    return serialized + tag(TENSOR_RAW_DATA, tensor.nbytes)
 
 
 def _exported(program: "Program") -> Any:
@@ -162,7 +157,10 @@ def _halve(model: Any) -> None:
         if not limits.smallest_normal <= np.abs(array).max() <= limits.max:
             continue
         name = value.name
-        half = onnx_ir.val(f"{name}_half", const_value=onnx_ir.tensor(array.astype(np.float16), name=f"{name}_half"))
+        stored = onnx_ir.LazyTensor(  # made when it is written: the whole model is in memory once
+            partial(_half, tensor), dtype=onnx_ir.DataType.FLOAT16, shape=tensor.shape, name=f"{name}_half"
+        )
+        half = onnx_ir.val(f"{name}_half", const_value=stored)
         cast = onnx_ir.node("Cast", [half], attributes={"to": onnx_ir.DataType.FLOAT}, name=f"{name}_cast")
         cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = f"{name}_float", value.type, value.shape
         value.replace_all_uses_with(cast.outputs[0])
@@ -171,6 +169,13 @@ def _halve(model: Any) -> None:
         casts.append(cast)
     if casts:
         graph.insert_before(graph[0], casts)
+
+
+def _half(tensor: Any) -> Any:
+    import numpy as np
+    import onnx_ir
+
+    return onnx_ir.tensor(tensor.numpy().astype(np.float16))
 
 
 def _name(model: Any, program: "Program") -> None:
@@ -195,15 +200,16 @@ def _strip(model: Any) -> None:
 class _Reader:
     """Walks a `ModelProto`, counting and hashing. Constants are hashed where an operator first uses them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, skeleton: Skeleton) -> None:
+        self.skeleton = skeleton
         self.fingerprint = Fingerprint()
         self.operators: dict[str, int] = {}
         self.weights: dict[str, int] = {}
         self.constants: dict[str, Any] = {}
 
-    def inspection(self, model: Any) -> Inspection:
-        """What `model` says of itself."""
+    def inspection(self) -> Inspection:
+        """What the model says of itself."""
+        model = self.skeleton.model
         self.fingerprint.feed({entry.domain: entry.version for entry in model.opset_import})
         for function in model.functions:
             self.fingerprint.feed(function.domain, function.name, len(function.node))
@@ -267,7 +273,7 @@ class _Reader:
         if tensor.data_type == onnx.TensorProto.STRING:
             yield from ("string", list(tensor.dims), list(tensor.string_data))
             return
-        array = onnx.numpy_helper.to_array(tensor, base_dir=str(self.folder))
+        array = onnx.numpy_helper.to_array(self.skeleton.whole(tensor), base_dir=str(self.skeleton.path.parent))
         self.weights[array.dtype.name] = self.weights.get(array.dtype.name, 0) + array.nbytes
         yield from (array.dtype.name, list(tensor.dims), array.tobytes())
 
