@@ -1,4 +1,4 @@
-"""Reading an ONNX file without its weights: the same model as onnx reads, with the constants' bytes left in the file."""
+"""Reading an ONNX file without its weights: the model that onnx reads, the constants' bytes left in the file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx")
 
 
 def _write(path: Path) -> Any:
-    """Large and small constants, in raw bytes and in typed fields, and one of the large ones' name inside a subgraph."""
+    """Large and small constants, in raw bytes and in typed fields, and a name that a subgraph uses too."""
     rng = np.random.default_rng(0)
     large = onnx.numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), "large")
     halves = onnx.numpy_helper.from_array(rng.standard_normal(1000).astype(np.float16), "halves")
@@ -58,7 +58,7 @@ def test_a_file_cut_anywhere_is_no_model(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (1, 5, 30, len(whole) // 3, len(whole) // 2, len(whole) - 20_000):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="cut short|behind the end|wire type"):
+        with pytest.raises(ValueError, match=r"cut short|behind the end|wire type"):
             Skeleton(path)
     path.write_bytes(b"\x0f" + whole)
     with pytest.raises(ValueError, match="wire type 7"):
