@@ -29,15 +29,15 @@ class Made:
 
     def __init__(self, place: Path) -> None:
         self.out, self.cache = place / "out", place / "cache"
-        self.picture, self.trace, checkpoint = place / "picture.png", place / "trace.npz", place / "checkpoint"
+        self.picture, self.trace, self.checkpoint = place / "picture.png", place / "trace.npz", place / "checkpoint"
         theirs = their_pipeline("pndm", place)
         for part, folder in ((theirs.text_encoder, "text_encoder"), (theirs.unet, "unet"), (theirs.vae, "vae")):
             probe.apply_probe_weights(part, seed=5)
-            part.save_pretrained(checkpoint / folder)
+            part.save_pretrained(self.checkpoint / folder)
         self.expected = eager(theirs, "pndm")
         done = handheld(
             *("generate", *ASKED, "--model", "sd15_tiny", "--steps", str(STEPS["pndm"]), "--json"),
-            *("--checkpoint", str(checkpoint), "--artifacts", str(self.out)),
+            *("--checkpoint", str(self.checkpoint), "--artifacts", str(self.out)),
             *("--out", str(self.picture), "--trace", str(self.trace)),
             cache=self.cache,
         )
@@ -79,6 +79,17 @@ def test_every_step_of_a_checkpoint_is_that_of_diffusers(made: Made) -> None:
     assert np.abs(seen - expected).max() <= 1
     assert {graph["weights"].split()[0] for graph in made.report["graphs"]} == {"checkpoint"}
     assert [stage["name"] for stage in made.report["stages"]][1:3] == ["load sd15_unet_tiny", "step 1 of 4"]
+
+
+def test_quantized_networks_follow_the_float_ones(made: Made, tmp_path: Path) -> None:
+    """From the same noise: near them at every step, and not the same."""
+    given = ("--model", "sd15_tiny", "--steps", str(STEPS["pndm"]), "--recipe", "w8", "--trace", str(tmp_path / "w8.npz"))
+    weights = ("--checkpoint", str(made.checkpoint), "--artifacts", str(made.out))
+    report = made.generate(*given, *weights, "--out", str(tmp_path / "w8.png"))
+    assert {graph["recipe"] for graph in report["graphs"]} == {"w8"}
+    floats, integers = np.load(made.trace), np.load(tmp_path / "w8.npz")
+    for step in range(1, STEPS["pndm"] + 2):
+        assert 35 < psnr_db(floats[f"latents/{step}"], integers[f"latents/{step}"]) < 80, step
 
 
 @pytest.mark.usefixtures("no_torch")
