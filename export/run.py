@@ -274,7 +274,7 @@ class _Run:
         stored = record.stored_bytes
         if chosen.quantizes and stored is None:
             stored = memory.stored_bytes(record.weight_bytes, chosen)
-        need = target.memory_bytes(record, stored)
+        need = target.memory_bytes(record, chosen, stored)
         cell = Cell(format=target.name, recipe=chosen.name, status="planned", estimated_memory_bytes=need)
         options = _with_picture(self.request.options, source.golden)
         support = target.support(chosen, options)

@@ -126,6 +126,8 @@ class Format(ABC):
     memory_factor: ClassVar[float]
     """Peak memory of a conversion as a multiple of the float32 weights, above `memory_base_bytes` and the values of one
     run: an estimate, from Stable Diffusion's UNet."""
+    memory_factor_in_half: ClassVar[float | None] = None
+    """Under fp16, if that is another."""
     memory_base_bytes: ClassVar[int]
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=4)
     """The same of a quantized program."""
@@ -140,10 +142,11 @@ class Format(ABC):
             self.watch(exported)
         return exported
 
-    def memory_bytes(self, program: "ProgramRecord", stored_bytes: int | None) -> int:
+    def memory_bytes(self, program: "ProgramRecord", recipe: Recipe, stored_bytes: int | None) -> int:
         """Estimated peak memory of converting a program; `stored_bytes`: of a quantized one's weights."""
         if stored_bytes is None:
-            weights = self.memory_factor * program.weight_bytes
+            in_half = recipe.floats == "float16" and self.memory_factor_in_half
+            weights = (in_half or self.memory_factor) * program.weight_bytes
         else:
             how, operators = self.quantized_memory, sum(program.operators.values())
             weights = how.stored * stored_bytes + how.floats * program.weight_bytes + how.operator_bytes * operators

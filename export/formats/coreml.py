@@ -66,7 +66,8 @@ class CoreMLFormat(Format):
         "fp16": "compute_precision=FLOAT16: weights and arithmetic in half, inputs, outputs and angles float32",
     }
     blocked_imports = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
-    memory_factor = 2.0
+    memory_factor = 1.2
+    memory_factor_in_half = 1.7
     memory_base_bytes = 420 << 20
     quantized_memory = QuantizedMemory(stored=1.9)
 
@@ -276,7 +277,7 @@ def _packaged(
     """Write the package: straight to its place, for `MLModel.save` would leave a file of ExecuTorch's beside it."""
     ct = _coremltools()
     in_half = ct.transform.FP16ComputePrecision(op_selector=HalfOperations())
-    with _validated_once() as validate:
+    with _validated_once() as validate, _overflow_in_place():
         package = ct.convert(
             exported,
             convert_to="mlprogram",
@@ -323,6 +324,34 @@ def _validated_once() -> Iterator[Callable[[Any], None]]:
         yield validate
     finally:
         Program.validate = validate
+
+
+@contextmanager
+def _overflow_in_place() -> Iterator[None]:
+    """Let coremltools find constants beyond half's range (`FP16ComputePrecision.fp16_overflow`) without the indices of
+    all their elements: those take six times the memory of the constant itself, and most of the time."""
+    from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
+
+    theirs = FP16ComputePrecision.__dict__["fp16_overflow"]
+    FP16ComputePrecision.fp16_overflow = staticmethod(_overflows)
+    try:
+        yield
+    finally:
+        FP16ComputePrecision.fp16_overflow = theirs
+
+
+def _overflows(op: Any) -> bool:
+    """Whether a float32 constant that `op` takes has a number beyond 65504; from 1e38 on it stands for infinity."""
+    given = [var for one in op.inputs.values() for var in (one if isinstance(one, list | tuple) else [one])]
+    constants = [var for var in given if var.op is not None and var.op.op_type == "const"]
+    floats = [var.op.val.val for var in constants if var.is_tensor_or_scalar_of("fp32")]
+    return any(_largest(values) > np.finfo(np.float16).max for values in floats)
+
+
+def _largest(values: Any) -> float:
+    """The largest magnitude below 1e38."""
+    positive, negative = np.max(values, initial=0, where=values < 1e38), np.min(values, initial=0, where=values > -1e38)
+    return max(float(positive), -float(negative))
 
 
 def _require_kept_names(description: Any, program: "Program") -> None:

@@ -57,8 +57,8 @@ class LiteRT(Format):
         "fp16": "weights of convolutions, linear layers and embeddings stored in float16: float32 arithmetic on CPU, "
         "half on GPU",
     }
-    memory_factor: ClassVar[float] = 3.6
-    memory_base_bytes: ClassVar[int] = 720 * 2**20
+    memory_factor: ClassVar[float] = 3.4
+    memory_base_bytes: ClassVar[int] = 620 * 2**20
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=2.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002

@@ -406,3 +406,18 @@ def test_angles_are_no_halves(tmp_path: Path) -> None:
     for spec, expected in zip(made.outputs, made.run([torch.from_numpy(step)]), strict=True):
         assert psnr_db(expected.numpy(), came[spec.name]) > 60, "in half: 20 to 30 dB"
     assert FORMAT.inspect(path).weights == {"float16": 2 * (32 * 16 + 16), "float32": 4 * 16}
+
+
+@pytest.mark.parametrize("extreme", [1.0, 65504.0, 65520.0, -7e4, 9e37, -2e38, np.inf, -np.inf, np.nan])
+def test_what_half_cannot_hold_is_what_coremltools_says_it_is(extreme: float) -> None:
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
+
+    values = np.array([0.5, extreme, -3.0], np.float32)
+
+    @Builder.program(input_specs=[Builder.TensorSpec(shape=(3,))])  # type: ignore[untyped-decorator]
+    def main(x: Any) -> Any:
+        return Builder.concat(values=[Builder.add(x=x, y=values), Builder.const(val=values)], axis=0)
+
+    for op in main.functions["main"].operations:
+        assert coreml._overflows(op) == FP16ComputePrecision.fp16_overflow(op)

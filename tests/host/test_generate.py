@@ -83,7 +83,16 @@ def test_every_step_of_a_checkpoint_is_that_of_diffusers(made: Made) -> None:
 
 def test_quantized_networks_follow_the_float_ones(made: Made, tmp_path: Path) -> None:
     """From the same noise: near them at every step, and not the same."""
-    given = ("--model", "sd15_tiny", "--steps", str(STEPS["pndm"]), "--recipe", "w8", "--trace", str(tmp_path / "w8.npz"))
+    given = (
+        "--model",
+        "sd15_tiny",
+        "--steps",
+        str(STEPS["pndm"]),
+        "--recipe",
+        "w8",
+        "--trace",
+        str(tmp_path / "w8.npz"),
+    )
     weights = ("--checkpoint", str(made.checkpoint), "--artifacts", str(made.out))
     report = made.generate(*given, *weights, "--out", str(tmp_path / "w8.png"))
     assert {graph["recipe"] for graph in report["graphs"]} == {"w8"}
