@@ -97,6 +97,8 @@ TABLE: dict[str, tuple[type[Rewrite], ...]] = {
     "executorch-coreml": _COREML,
     # Conversion 3.8 -> 1.5 s, latency 0.99, file 15.24 -> 14.65 MB.
     "onnx": (*COMMON, Attention4d),
+    # What is quantized, for all formats: afterwards ExecuTorch could not take convolutions over time apart.
+    "quantized": (Conv3dAs2d, *COMMON),
 }
 
 

@@ -9,6 +9,7 @@ from quantizing import named
 from torch import nn
 
 from handheld.errors import HandheldError
+from handheld.export.metrics import psnr_db
 from handheld.export.program import Program
 from handheld.export.quantize import apply, ops
 from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
@@ -42,6 +43,28 @@ def _program(seed: int = 3) -> tuple[Program, torch.Tensor]:
     x = torch.randn(1, 4, 8, 8, generator=generator)
     specs = TensorSpec("x", (1, 4, 8, 8), "float32"), TensorSpec("y", (1, 16), "float32")
     return apply.prepared(Program(torch.export.export(net, (x,)), specs[:1], specs[1:])), x
+
+
+def test_a_convolution_over_time_is_a_layer_that_every_format_takes() -> None:
+    """ExecuTorch has no kernel for three axes; once quantized, the convolution could not be taken apart."""
+
+    class Video(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frames = nn.Conv3d(4, 6, (3, 1, 1), padding=(1, 0, 0))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.frames(x),)
+
+    x = torch.randn(1, 4, 5, 6, 7)
+    specs = TensorSpec("x", tuple(x.shape), "float32"), TensorSpec("y", (1, 6, 5, 6, 7), "float32")
+    program = Program(torch.export.export(Video().eval(), (x,)), specs[:1], specs[1:])
+    quantized = apply.quantize(apply.prepared(program), named("w8a8"), [(x,)])
+    assert [(layer.module, layer.shape) for layer in apply.layers(apply.prepared(program).module())] == [
+        ("frames", (6, 4, 3, 1))
+    ]
+    assert not _calls(quantized, [torch.ops.aten.conv3d.default])
+    assert psnr_db(program.run([x])[0].numpy(), quantized.run([x])[0].numpy()) > 35
 
 
 def _calls(program: Program, kinds: Sequence[object]) -> list[str]:

@@ -204,7 +204,7 @@ def test_a_format_that_is_not_in_the_table_gets_the_common_rewrites() -> None:
 def test_names_are_unique_and_the_table_covers_the_formats() -> None:
     kinds = {kind for kinds in TABLE.values() for kind in kinds}
     assert len({kind.name for kind in kinds}) == len(kinds)
-    assert set(TABLE) == {"coreml", "coreai", "litert", "executorch", "executorch-coreml", "onnx"}
+    assert set(TABLE) == {"coreml", "coreai", "litert", "executorch", "executorch-coreml", "onnx", "quantized"}
 
 
 def test_importing_the_rewrites_does_not_import_torch() -> None:
