@@ -46,10 +46,27 @@ def explained(ran: Ran, golden: GoldenData, target: Target, *, threads: int, tim
     return cell.model_copy(
         update={
             "stages": stages,
-            "came_in": _came_in(cell, stages, untold),
+            "came_in": _rounding(ran, golden) or _came_in(cell, stages, untold),
             "causes": causes.likely(manifest, cell),
             "next_commands": _next_commands(ran),
         }
+    )
+
+
+def _rounding(ran: Ran, golden: GoldenData) -> str | None:
+    """Where layers compute in integers and the quantized model is as far from the model as the file is from it."""
+    cell, manifest = ran.cell, ran.found.manifest
+    assert manifest and cell.parity
+    case = cell.parity.worst_case
+    if not manifest.recipe.activations or cell.altered:
+        return None
+    model, quantized = GoldenData(ran.found.folder.parent).outputs(case), golden.outputs(case)
+    cost_db, _ = worst((array, quantized[name]) for name, array in model.items())
+    if cell.parity.psnr_db < cost_db:
+        return None
+    return (
+        f"in roundings that fall the other way, or in a fault no larger: on this input the model quantized by "
+        f"{manifest.recipe.name} is itself only {cost_db:.1f} dB from the model. Take a milder recipe."
     )
 
 

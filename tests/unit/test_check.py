@@ -91,6 +91,22 @@ def test_a_stage_before_conversion_is_blamed_first(tmp_path: Path) -> None:
     assert cell.came_in and "handheld's own rewrites made it wrong" in cell.came_in
 
 
+@pytest.mark.parametrize(
+    ("error", "blamed"), [(0.05, "roundings that fall the other way"), (-1.0, "the file is wrong")]
+)
+def test_a_file_no_farther_off_than_the_recipe_is_not_blamed_on_the_conversion(
+    error: float, blamed: str, tmp_path: Path
+) -> None:
+    """The quantized model is half a unit from the model, the file 0.45 or 1.5 from the quantized model."""
+    folder = null_models.make(tmp_path / "net", {"a": Behaviour(error=error, plain_error=error)})
+    null_models.make(tmp_path / "quantized", {}, offset=0.5).rename(folder / "quantized.a")
+    eight = {"weights": {"scheme": "integer"}, "activations": {"bits": 8}}
+    recipe = {"name": "a", "floats": "float32", "rules": [eight]}
+    alter(folder / "null-a" / "manifest.json", recipe=recipe, reference="quantized.a")
+    (cell,) = check(tmp_path).cells
+    assert cell.status == "failed" and cell.came_in and blamed in cell.came_in
+
+
 def test_golden_data_that_all_contradict_is_odd(tmp_path: Path) -> None:
     null_models.make(tmp_path / "net", {"a": GOOD, "b": GOOD}, offset=0.5)
     report = check(tmp_path)
