@@ -1,4 +1,4 @@
-"""Constants of ONNX that repeat themselves: written once, with where each belongs, and gathered at loading.
+"""Biases in ONNX that repeat themselves: written once, with where each belongs, and gathered at loading.
 
 Attention biases by distance are the case in point: EfficientFormerV2's tables of 49 and 196 numbers a head, which
 tracing folds into one number for each pair of pixels, are a tenth of its `w8a8` file.
@@ -21,7 +21,8 @@ SAMPLE = 2048
 
 
 def gather(model: Any) -> int:
-    """Rewrite the float constants of an `onnx_ir.Model` that repeat themselves; gives how many did.
+    """Rewrite the float constants of an `onnx_ir.Model` that are added to something (weights and their scales are not)
+    and repeat themselves; gives how many did.
 
     The values stay as they are to the bit, and onnxruntime computes with what it did before: it folds a `Gather` of
     constants when it loads the file.
@@ -31,7 +32,8 @@ def gather(model: Any) -> int:
     graph, made = model.graph, []
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor.dtype != onnx_ir.DataType.FLOAT or not SMALLEST <= tensor.size <= LARGEST or value.is_graph_output():
+        added = all(use.node.op_type == "Add" for use in value.uses()) and not value.is_graph_output()
+        if not added or tensor.dtype != onnx_ir.DataType.FLOAT or not SMALLEST <= tensor.size <= LARGEST:
             continue
         found = taken_apart(tensor.numpy())
         if not found:
