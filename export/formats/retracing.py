@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Graph, Node
 
+MOVED = "OPTIMIZE_LAYOUT_TRANSPOSES_PASS__IS_NHWC_NODE"
+"""In `meta` of a node whose axes litert-torch has moved: its shape there is of before, which nobody sees by its inputs
+if channels, height and width are equal."""
+
 FORCED = "_litert_torch_force_decomp"
 """litert-torch's mark of a decomposition that must run although PyTorch would skip it."""
 
@@ -126,12 +130,14 @@ class InPlace:
         return tree_map(lambda node: node.meta["val"], self._new[old])
 
     def _copied(self, node: "Node") -> "Node":
-        """The node as it is; its shape worked out again if what it takes has come to lie otherwise in memory."""
+        """The node as it is; its shape worked out again if it or what it takes has come to lie otherwise in memory."""
         from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
         new = self._graph.node_copy(node, self._new.__getitem__)
-        if node.op == "call_function" and any(
-            _form(old.meta.get("val")) != _form(self._value(old)) for old in node.all_input_nodes
+        if node.op == "call_function" and (
+            node.meta.get(MOVED)
+            or "val" not in node.meta
+            or any(_form(old.meta.get("val")) != _form(self._value(old)) for old in node.all_input_nodes)
         ):
             args, kwargs = self._values(node)
             new.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]

@@ -9,22 +9,38 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 COPIES = ("expand.default", "repeat.default")
+ATTENTION = "scaled_dot_product_attention.default"
 
 
 class PermuteBeforeExpand(LocalRewrite):
     """A permutation of what `expand` or `repeat` gave becomes one of what they took.
 
     litert-converter 0.5.0 swaps a broadcast and the transposition after it, and keeps the order of axes of one of them:
-    `x.expand(3, -1, -1, -1).permute(0, 2, 1, 3)` reads 0 dB, or does not load. `handheld fuzz` found it.
+    `x.expand(3, -1, -1, -1).permute(0, 2, 1, 3)` reads 0 dB, or does not load. `handheld fuzz` found it. Attention
+    permutes its keys: those that all heads share are handed over as they are, for it spreads them itself.
     """
 
     name = "permute_before_expand"
-    operators = graph.PERMUTES
+    operators = (*graph.PERMUTES, ATTENTION)
 
     def match(self, node: "Node") -> Change | None:
         """Check that copies are permuted."""
+        if graph.operator(node) == ATTENTION:
+            key = cast("Node", node.args[1])
+            return (lambda: _shared(node, key)) if _is_spread(key) else None
         source = cast("Node", node.args[0])
         return (lambda: _moved(node, source)) if graph.operator(source) in COPIES else None
+
+
+def _is_spread(key: "Node") -> bool:
+    source = cast("Node", key.args[0]) if graph.operator(key) == "expand.default" else key
+    return source is not key and len(graph.shape(source)) == len(graph.shape(key))
+
+
+def _shared(node: "Node", key: "Node") -> None:
+    arguments = [*node.args]
+    arguments[1] = key.args[0]
+    graph.replace(node, graph.call(node, ATTENTION, *arguments, **node.kwargs))
 
 
 def _moved(node: "Node", source: "Node") -> None:

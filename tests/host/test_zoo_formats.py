@@ -11,7 +11,7 @@ from test_road import document, handheld
 # parts to all of them, and `make zoo-tiny` everything to everything.
 CELLS = {
     "snapgenv_unet_tiny": "coreml,litert,executorch",
-    "snapgen_unet_tiny": "coreai,onnx",
+    "snapgen_unet_tiny": "coreai,litert,onnx",
     "snapgenv_temporal_decoder_tiny": "litert",
 }
 
