@@ -276,6 +276,18 @@ class TestPermuteBeforeExpand:
             Fn(lambda _, x: x.permute(0, 2, 1).expand(3, -1, -1)), [(1, 5, 6)], PermuteBeforeExpand
         ).changed
 
+    def test_keys_that_heads_share_are_handed_to_attention_as_they_are(self) -> None:
+        """It spreads them itself. Keys of fewer axes stay."""
+
+        def shared(_: Fn, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            spread = k.expand(-1, 3, -1, -1), v.expand(-1, 3, -1, -1)
+            return torch.nn.functional.scaled_dot_product_attention(q, *spread)
+
+        seen = rewrite(Fn(shared), [(2, 3, 5, 8), (2, 1, 7, 8), (2, 1, 7, 8)], PermuteBeforeExpand)
+        assert (seen.changed, seen.operators["expand.default"]) == (1, 1)
+        plain = Fn(lambda _, q, k: torch.nn.functional.scaled_dot_product_attention(q, k.expand(2, 3, -1, -1), q))
+        assert rewrite(plain, [(2, 3, 5, 8), (5, 8)], PermuteBeforeExpand).changed == 0
+
 
 class TestChainedBatchNorm:
     @pytest.mark.parametrize("affine", [False, True])
