@@ -93,7 +93,7 @@ def test_quantized_networks_follow_the_float_ones(made: Made, tmp_path: Path) ->
         "--trace",
         str(tmp_path / "w8.npz"),
     )
-    weights = ("--checkpoint", str(made.checkpoint), "--artifacts", str(made.out))
+    weights = ("--checkpoint", str(made.checkpoint), "--artifacts", str(tmp_path / "out"))
     report = made.generate(*given, *weights, "--out", str(tmp_path / "w8.png"))
     assert {graph["recipe"] for graph in report["graphs"]} == {"w8"}
     floats, integers = np.load(made.trace), np.load(tmp_path / "w8.npz")
