@@ -46,7 +46,7 @@ def explained(ran: Ran, golden: GoldenData, target: Target, *, threads: int, tim
     return cell.model_copy(
         update={
             "stages": stages,
-            "came_in": _rounding(ran, golden) or _came_in(cell, stages, untold),
+            "came_in": _came_in(cell, stages, untold, _rounding(ran, golden)),
             "causes": causes.likely(manifest, cell),
             "next_commands": _next_commands(ran),
         }
@@ -54,7 +54,8 @@ def explained(ran: Ran, golden: GoldenData, target: Target, *, threads: int, tim
 
 
 def _rounding(ran: Ran, golden: GoldenData) -> str | None:
-    """Where layers compute in integers and the quantized model is as far from the model as the file is from it."""
+    """In words, that roundings may be all there is: where layers compute in integers, and the file is no farther from
+    the quantized model than that is from the model."""
     cell, manifest = ran.cell, ran.found.manifest
     assert manifest and cell.parity
     case = cell.parity.worst_case
@@ -66,7 +67,7 @@ def _rounding(ran: Ran, golden: GoldenData) -> str | None:
         return None
     return (
         f"in roundings that fall the other way, or in a fault no larger: on this input the model quantized by "
-        f"{manifest.recipe.name} is itself only {cost_db:.1f} dB from the model. Take a milder recipe."
+        f"{manifest.recipe.name} is itself only {cost_db:.1f} dB from the model; take a milder recipe"
     )
 
 
@@ -103,7 +104,7 @@ def _stage(name: str, expected: dict[str, Array], given: dict[str, Array]) -> St
     return Stage.model_validate({"name": name, "psnr_db": psnr, "max_error": error})
 
 
-def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> str:
+def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None, rounding: str | None) -> str:
     """The first stage that is beyond its limit, in words."""
     way = " → ".join(["eager", *(f"{stage.name} {stage.psnr_db:.1f} dB" for stage in stages)])
     wrong = next((stage.name for stage in stages if not stage.psnr_db >= _limit_db(stage, cell)), None)
@@ -117,6 +118,8 @@ def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None) -> 
         says = "handheld's own rewrites made it wrong: please report it"
     elif wrong == "decomposed":
         says = "what was handed to the converter is wrong already: please report it to handheld"
+    elif rounding:
+        says = rounding
     elif wrong == "converted" and cell.altered:
         says = f"the file is wrong ({runtime.plain} gets it wrong too): it was altered after its export"
     elif wrong == "converted":

@@ -329,7 +329,7 @@ def _validated_once() -> Iterator[Callable[[Any], None]]:
 @contextmanager
 def _overflow_in_place() -> Iterator[None]:
     """Let coremltools find constants beyond half's range (`FP16ComputePrecision.fp16_overflow`) without the indices of
-    all their elements: those take six times the memory of the constant itself, and most of the time."""
+    all their elements: of a matrix those take six times its own memory."""
     from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
     theirs = FP16ComputePrecision.__dict__["fp16_overflow"]

@@ -20,9 +20,9 @@ SAMPLE = 2048
 """Elements that are counted first: those of a trained weight hardly ever repeat."""
 
 
-def gather(model: Any) -> int:
+def gather(model: Any) -> None:
     """Rewrite the float constants of an `onnx_ir.Model` that are added to something (weights and their scales are not)
-    and repeat themselves; gives how many did.
+    and repeat themselves.
 
     The values stay as they are to the bit, and onnxruntime computes with what it did before: it folds a `Gather` of
     constants when it loads the file.
@@ -52,7 +52,6 @@ def gather(model: Any) -> int:
         made.append(node)
     if made:
         graph.insert_before(graph[0], made)
-    return len(made)
 
 
 def taken_apart(array: "np.ndarray[Any, Any]") -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None":

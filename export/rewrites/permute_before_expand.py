@@ -27,14 +27,18 @@ class PermuteBeforeExpand(LocalRewrite):
         """Check that copies are permuted."""
         if graph.operator(node) == ATTENTION:
             key = cast("Node", node.args[1])
-            return (lambda: _shared(node, key)) if _is_spread(key) else None
+            return (lambda: _shared(node, key)) if _is_shared(node, key) else None
         source = cast("Node", node.args[0])
         return (lambda: _moved(node, source)) if graph.operator(source) in COPIES else None
 
 
-def _is_spread(key: "Node") -> bool:
-    source = cast("Node", key.args[0]) if graph.operator(key) == "expand.default" else key
-    return source is not key and len(graph.shape(source)) == len(graph.shape(key))
+def _is_shared(node: "Node", key: "Node") -> bool:
+    """Whether `key` is spread over heads or the batch alone: attention does not spread positions or widths, nor heads
+    that are grouped."""
+    if graph.operator(key) != "expand.default" or graph.arguments(node)["enable_gqa"]:
+        return False
+    source, full = graph.shape(cast("Node", key.args[0])), graph.shape(key)
+    return len(source) == len(full) and source[-2:] == full[-2:]
 
 
 def _shared(node: "Node", key: "Node") -> None:

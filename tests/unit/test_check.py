@@ -105,6 +105,10 @@ def test_a_file_no_farther_off_than_the_recipe_is_not_blamed_on_the_conversion(
     alter(folder / "null-a" / "manifest.json", recipe=recipe, reference="quantized.a")
     (cell,) = check(tmp_path).cells
     assert cell.status == "failed" and cell.came_in and blamed in cell.came_in
+    early = Stage(name="rewritten", psnr_db=20, max_error=1)
+    alter(folder / "null-a" / "manifest.json", stages=[early.model_dump(mode="json")])
+    (cell,) = check(tmp_path).cells
+    assert cell.came_in and "handheld's own rewrites made it wrong" in cell.came_in, "there, nothing is rounded"
 
 
 def test_golden_data_that_all_contradict_is_odd(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ class TestPermuteBeforeExpand:
         ).changed
 
     def test_keys_that_heads_share_are_handed_to_attention_as_they_are(self) -> None:
-        """It spreads them itself. Keys of fewer axes stay."""
+        """It spreads them itself. Keys of fewer axes stay, and those spread over positions."""
 
         def shared(_: Fn, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             spread = k.expand(-1, 3, -1, -1), v.expand(-1, 3, -1, -1)
@@ -287,6 +287,8 @@ class TestPermuteBeforeExpand:
         assert (seen.changed, seen.operators["expand.default"]) == (1, 1)
         plain = Fn(lambda _, q, k: torch.nn.functional.scaled_dot_product_attention(q, k.expand(2, 3, -1, -1), q))
         assert rewrite(plain, [(2, 3, 5, 8), (5, 8)], PermuteBeforeExpand).changed == 0
+        places = Fn(lambda _, q, k: torch.nn.functional.scaled_dot_product_attention(q, k.expand(2, 3, 5, -1), q))
+        assert rewrite(places, [(2, 3, 5, 8), (2, 1, 1, 8)], PermuteBeforeExpand).changed == 0
 
 
 class TestChainedBatchNorm:
