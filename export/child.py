@@ -79,6 +79,16 @@ class QuantizeRequest(Record):
     neural_engine: bool = False
 
 
+class PlanRequest(Record):
+    """Say what quantizing the program in a folder would leave out; quantize nothing."""
+
+    task: Literal["plan"] = "plan"
+    program: Path
+    recipe: Recipe
+    calibrate: str | None = None
+    neural_engine: bool = False
+
+
 class PackRequest(Record):
     """Write the constants of the quantized program in a folder in as few bytes as they need."""
 
@@ -97,7 +107,16 @@ class InspectRequest(Record):
     """Read every weight too."""
 
 
-Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | QuantizeRequest | PackRequest | InspectRequest
+Request = (
+    TraceRequest
+    | ConvertRequest
+    | ForeignRequest
+    | SplitRequest
+    | QuantizeRequest
+    | PlanRequest
+    | PackRequest
+    | InspectRequest
+)
 
 
 class Failed(Record):
@@ -146,6 +165,7 @@ class Reply(Record):
     inspection: Inspection | None = None
     layers: tuple[StoredLayer, ...] = ()
     packed: Packed | None = None
+    notes: tuple[str, ...] = ()
 
 
 def work_since(start: float) -> Work:
@@ -250,6 +270,15 @@ def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
     return Reply(program=program)
 
 
+def plan(request: PlanRequest, folder: Path, start: float) -> Reply:  # noqa: ARG001 one shape for all tasks
+    """Only look."""
+    from handheld.export.quantize import work
+
+    return Reply(
+        notes=work.planned(request.program, request.recipe, request.calibrate, neural_engine=request.neural_engine)
+    )
+
+
 def pack(request: PackRequest, folder: Path, start: float) -> Reply:
     """Leave the packed file in `folder`."""
     from handheld.export.program import Program
@@ -301,7 +330,7 @@ def main(folder: Path) -> None:
     start = time.monotonic()
     begin_child()
     request: Request = TypeAdapter(Request).validate_json((folder / REQUEST).read_text())
-    if request.task in ("trace", "split", "quantize", "pack"):  # they compute with a network's tensors
+    if request.task in ("trace", "split", "quantize", "plan", "pack"):  # they compute with a network's tensors
         import torch  # noqa: F401
 
         collect_garbage()
@@ -311,6 +340,7 @@ def main(folder: Path) -> None:
         "foreign": foreign,
         "split": split,
         "quantize": quantize,
+        "plan": plan,
         "pack": pack,
         "inspect": inspect,
     }

@@ -116,6 +116,21 @@ def quantized(context: Context, source: Path, chosen: Recipe) -> Path:
             return cache.store("program", key, work)
 
 
+def departures(context: Context, source: Path, chosen: Recipe) -> tuple[str, ...]:
+    """What quantizing the program in `source` would leave out; only looks. Raises `HandheldError` as `quantized`."""
+    request = context.request
+    context.progress(f"plan {chosen.name}", "started")
+    task = child.PlanRequest(
+        program=source,
+        recipe=chosen,
+        calibrate=request.calibrate,
+        neural_engine=request.options.neural_engine,
+    )
+    with context.done(task, f"{request.label} cannot be quantized") as (reply, _):
+        context.progress(f"plan {chosen.name}", "done")
+        return reply.notes
+
+
 def no_room_to_quantize(record: ProgramRecord, chosen: Recipe, gate: memory.Gate) -> str | None:
     """Why a program cannot be quantized in the memory there is; None if it can."""
     return gate.refusal(memory.to_quantize(record, chosen), "quantizing")

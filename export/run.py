@@ -202,12 +202,17 @@ class _Run:
         """Every format of the program in a folder of the cache."""
         golden = files.read_record(program / GOLDEN, Golden)
         chosen = recipe.resolve(self.request.recipe, "fp32")
+        quantizes = chosen.quantizes and any(self._support(f).level != "impossible" for f in self.formats)
+        notes: tuple[str, ...] = ()
         if not self.request.dry_run:
             _install_golden(program, self.folder)
-            if chosen.quantizes and any(self._support(f).level != "impossible" for f in self.formats):
-                program = programs.quantized(self.context, program, chosen)
-                golden = files.read_record(program / GOLDEN, Golden)
-                _install_golden(program, self.folder / reference_folder(chosen))
+        if quantizes and self.request.dry_run:
+            notes = programs.departures(self.context, program, chosen)
+        elif quantizes:
+            program = programs.quantized(self.context, program, chosen)
+            notes = _notes(program)
+            golden = files.read_record(program / GOLDEN, Golden)
+            _install_golden(program, self.folder / reference_folder(chosen))
         record = files.read_record(program / PROGRAM_RECORD, ProgramRecord)
         source = _Source(program, record, golden, memory.Gate(memory.available_bytes()))
         with ThreadPoolExecutor(max(1, self.request.jobs)) as pool:
@@ -220,7 +225,7 @@ class _Run:
                 pool.shutdown(cancel_futures=True)
                 raise
         report = self._report(golden, record, [cells[f.name] for f in self.formats])
-        return report.model_copy(update={"notes": _notes(program)})
+        return report.model_copy(update={"notes": notes})
 
     def foreign(self) -> ExportReport:
         """A model that is no PyTorch program: one artifact, with its own reference."""

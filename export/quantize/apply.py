@@ -149,16 +149,8 @@ def quantize(
     """
     import torch
 
-    module = program.module()
-    found = layers(module)
-    rules = assignment(found, recipe)
+    module, found, rules, quantized = plan(program, recipe, batches)
     with torch.no_grad():
-        quantized = _quantized_values(module, found, rules)
-        if quantized and not batches:
-            raise HandheldError(
-                f"recipe {recipe.name} needs calibration data: inputs to find the ranges of activations with.",
-                hint=CALIBRATE_HINT,
-            )
         seen = ranges(module, {node: group.how for node, group in quantized.items()}, batches) if quantized else {}
         for layer in found:
             rule = rules.get(layer.weight)
@@ -172,6 +164,25 @@ def quantize(
     graph.drop_unused_constants(module)
     module.recompile()
     return program.retraced(module)
+
+
+def plan(
+    program: "Program", recipe: Recipe, batches: "Sequence[Sequence[Tensor]]"
+) -> "tuple[GraphModule, list[Layer], dict[str, Rule], dict[Node, _Group]]":
+    """The module of a prepared program, its layers, the rule of each weight, and the values that become integers.
+
+    Raises `HandheldError` for a rule that matches nothing, and for calibration data that is missing.
+    """
+    module = program.module()
+    found = layers(module)
+    rules = assignment(found, recipe)
+    quantized = _quantized_values(module, found, rules)
+    if quantized and not batches:
+        raise HandheldError(
+            f"recipe {recipe.name} needs calibration data: inputs to find the ranges of activations with.",
+            hint=CALIBRATE_HINT,
+        )
+    return module, found, rules, quantized
 
 
 def _tensor(layer: Layer) -> "Tensor":

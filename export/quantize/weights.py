@@ -26,7 +26,12 @@ ALTERNATIONS = 10
 
 CLIPPED = tuple(1 - 0.03 * step for step in range(24))
 """Parts of the largest magnitude that are tried as the range of integers below 8 bits, the best in mean square taken:
-one outlier must not coarsen its neighbours. At 8 bits the gain is nil, and converters' own defaults keep the range."""
+one outlier must not coarsen its neighbours."""
+FITTED = (1.0, *(1 + 0.004 * step for step in range(-15, 16) if step))
+"""The same at 8 bits. Nothing is won by clipping there, but few weights are luckier with one grid than with another: of
+normal ones the error is 2.2 dB less in rows of 9 (a depthwise kernel), 0.6 in rows of 64, 0.2 in rows of 512."""
+FITTED_BELOW = 512
+"""Elements of a row from which on that is not worth the time, and the range is kept."""
 REFINEMENTS = 2
 """Alternations that follow, which find what lies between two of those parts."""
 
@@ -125,7 +130,13 @@ def integers(weight: "Tensor", bits: int, blocks: tuple[int, ...]) -> "tuple[Ten
     """Scale and int8 values of symmetric integers from -(2**(bits-1) - 1), one scale per block (`blocks`: their number
     along each axis)."""
     top = max(1, 2 ** (bits - 1) - 1)
-    return _rounded(weight, blocks, top, lambda rows: _largest(rows, top) if bits == 8 else _clipped(rows, top))
+
+    def scale_of(rows: "Tensor") -> "Tensor":
+        if bits < 8:
+            return _nearest(rows, top, CLIPPED)
+        return _nearest(rows, top, FITTED) if rows.shape[1] < FITTED_BELOW else _largest(rows, top)
+
+    return _rounded(weight, blocks, top, scale_of)
 
 
 def levels(weight: "Tensor", bits: int, blocks: tuple[int, ...]) -> "tuple[Tensor, Tensor]":
@@ -161,12 +172,12 @@ def _largest(rows: "Tensor", top: int) -> "Tensor":
     return torch.where(largest > 0, (largest / top).clamp_min(torch.finfo(torch.float32).tiny), 1)
 
 
-def _clipped(rows: "Tensor", top: int) -> "Tensor":
-    """The scale whose rounding is nearest in mean square."""
+def _nearest(rows: "Tensor", top: int, parts: Sequence[float]) -> "Tensor":
+    """The scale whose rounding is nearest in mean square, of those that make so many parts of the range."""
     whole = _largest(rows, top)
     best, error = whole, torch.full_like(whole, torch.inf)
     scratch = torch.empty_like(rows)
-    for part in CLIPPED:
+    for part in parts:
         scale = (whole * part).clamp_min(torch.finfo(torch.float32).tiny)
         torch.div(rows, scale, out=scratch)
         there = scratch.round_().clamp_(-top, top).mul_(scale).sub_(rows).square_().sum(1, keepdim=True)

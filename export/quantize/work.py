@@ -76,16 +76,30 @@ def write(
     return made
 
 
-def _quantized(
-    source: Path, recipe: Recipe, calibrate: str | None, reference: GoldenData, neural_engine: bool
-) -> tuple[Program, Quantized, int]:
-    """The quantized program, the record of it, and the bytes of its weights in floats."""
+def planned(source: Path, recipe: Recipe, calibrate: str | None, *, neural_engine: bool = False) -> tuple[str, ...]:
+    """The departures of the program in `source`, without quantizing it. Raises `HandheldError` as `write` for a rule
+    that matches nothing and for calibration data that is missing or cannot be read."""
     program = apply.prepared(Program.load(source / PROGRAM), neural_engine=neural_engine)
+    apply.plan(program, recipe, _batches(source, recipe, calibrate)[0])
+    return departures(program, recipe)
+
+
+def _batches(source: Path, recipe: Recipe, calibrate: str | None) -> "tuple[list[tuple[Tensor, ...]], str]":
+    """What a recipe calibrates with, and what it is."""
     batches, described = inputs(source, calibrate) if recipe.calibrated else ([], "")
     if recipe.recovery and not batches:
         raise HandheldError(
             f"recipe {recipe.name} needs calibration data to win accuracy back with.", hint=CALIBRATE_HINT
         )
+    return batches, described
+
+
+def _quantized(
+    source: Path, recipe: Recipe, calibrate: str | None, reference: GoldenData, neural_engine: bool
+) -> tuple[Program, Quantized, int]:
+    """The quantized program, the record of it, and the bytes of its weights in floats."""
+    program = apply.prepared(Program.load(source / PROGRAM), neural_engine=neural_engine)
+    batches, described = _batches(source, recipe, calibrate)
     store = Rounding(program, batches) if "gptq" in recipe.recovery else apply.plain_store
     quantized = apply.quantize(program, recipe, batches, store=store)
     loss: Loss = "kl" if reference.record.quality == "top1" else "mse"

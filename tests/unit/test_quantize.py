@@ -116,12 +116,12 @@ def test_a_quantized_program_computes_with_weights_on_their_grid() -> None:
     quantized = apply.quantize(program, named("w8"))
     module = program.module()
     before = program.run([x])[0]
-    for tensor in module.parameters():
+    scales = {name.removesuffix("_scale"): scale for name, scale in quantized.module().state_dict().items()}
+    for name, tensor in module.named_parameters():
         if tensor.ndim > 1:
-            weight = tensor.detach().numpy()
-            step = np.abs(weight).reshape(len(weight), -1).max(1).reshape(-1, *[1] * (weight.ndim - 1)) / np.float32(
-                127
-            )
+            weight, step = tensor.detach().numpy(), scales[name].numpy()
+            whole = np.abs(weight).reshape(len(weight), -1).max(1).reshape(step.shape) / 127
+            assert (np.abs(step / whole - 1) < 0.07).all()
             tensor.data = torch.from_numpy(np.clip(np.round(weight / step), -127, 127) * step)
     np.testing.assert_allclose(quantized.run([x])[0], module(x)[0].detach(), rtol=1e-5, atol=1e-6)
     assert not np.allclose(quantized.run([x])[0], before, rtol=1e-4)
