@@ -58,11 +58,16 @@ def test_w8_is_as_near_as_a_fine_search_of_scales_for_each_channel(shape: tuple[
     for place in blocks_of(weight.numpy(), axis, None):
         part = weight.numpy()[place].astype(np.float64)
         whole = np.abs(part).max() / 127
-        errors = [((np.clip(np.round(part / s), -127, 127) * s - part) ** 2).sum() for s in whole * SEARCHED]
-        error = ((stored.dense().numpy()[place] - part) ** 2).sum()
-        assert error <= np.median(errors) and error <= errors[0] * 1.000001
-        found, kept = found + error, kept + errors[0]
-    assert found < 0.9 * kept
+        costs = [cost(np.clip(np.round(part / s), -127, 127) * s - part) for s in whole * SEARCHED]
+        mine = cost(stored.dense().numpy()[place] - part)
+        assert mine <= np.quantile(costs, 0.25) and mine <= costs[0] * 1.0001
+        found, kept = found + mine, kept + costs[0]
+    assert found < 0.8 * kept
+
+
+def cost(errors: np.ndarray) -> float:
+    """Of a channel: what its errors do to outputs whose inputs have a mean."""
+    return float((errors**2).sum() + 0.3 * errors.sum() ** 2)
 
 
 def test_w8_of_long_rows_is_round_to_nearest_over_the_largest_of_each_channel() -> None:
