@@ -22,7 +22,8 @@ Names decode as follows; parts are joined by "-", in this order:
     …-fp16             the rest in float16 (…-fp32: in float32) where `default` is not wanted
 
 So `sparse50-w8`, `lut4g16-fp32`. What is not in this grammar is a file: a recipe is a list of rules, and the first that
-matches a layer says how it is stored. `mixed` recipes come from `handheld search`, or from your editor.
+matches a layer says how it is stored. `mixed` recipes come from `handheld search`, or from your editor; some are shipped
+by name, and take the last two endings too: `bitsfusion-fp32`.
 """
 
 import re
@@ -190,8 +191,10 @@ def named(name: str) -> Recipe:
     """The recipe that a name of the grammar stands for. Raises `HandheldError` for any other name."""
     if name in FLOATS:
         return FLOATS[name]
-    if (SHIPPED / f"{name}.toml").is_file() and name.isidentifier():
-        return read(SHIPPED / f"{name}.toml")
+    stem, _, floats_bits = name.partition("-fp")
+    if stem in shipped() and (stem == name or floats_bits in ("16", "32")):
+        of_file = read(SHIPPED / f"{stem}.toml")
+        return of_file.model_copy(update={"name": name, "floats": f"float{floats_bits}"}) if floats_bits else of_file
     found = _GRAMMAR.fullmatch(name)
     if not found or not name:
         raise unknown("recipe", name, ("default", *EXAMPLES, *shipped()))

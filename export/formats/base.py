@@ -129,6 +129,8 @@ class Format(ABC):
     memory_factor_in_half: ClassVar[float | None] = None
     """Under fp16, if that is another."""
     memory_base_bytes: ClassVar[int]
+    memory_kept_bytes: ClassVar[int] = 0
+    """At most so much of the values of the golden runs stays with the process when the converter starts, as measured."""
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=4)
     """The same of a quantized program."""
     computes_in_half: ClassVar[bool] = False
@@ -151,7 +153,8 @@ class Format(ABC):
             how, operators = self.quantized_memory, sum(program.operators.values())
             weights = how.stored * stored_bytes + how.floats * program.weight_bytes + how.operator_bytes * operators
             weights += program.largest_bytes
-        return self.memory_base_bytes + int(weights) + program.activation_bytes
+        values = program.activation_bytes + min(program.activation_bytes, self.memory_kept_bytes)
+        return self.memory_base_bytes + int(weights) + values
 
     def support(self, recipe: Recipe, options: Options) -> Support:
         """What this format makes of `recipe`. Imports no converter."""

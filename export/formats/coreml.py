@@ -69,6 +69,7 @@ class CoreMLFormat(Format):
     memory_factor = 1.2
     memory_factor_in_half = 1.7
     memory_base_bytes = 420 << 20
+    memory_kept_bytes = 120 << 20
     quantized_memory = QuantizedMemory(stored=1.9)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:

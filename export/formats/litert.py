@@ -58,7 +58,7 @@ class LiteRT(Format):
         "half on GPU",
     }
     memory_factor: ClassVar[float] = 3.4
-    memory_base_bytes: ClassVar[int] = 620 * 2**20
+    memory_base_bytes: ClassVar[int] = 600 * 2**20
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=2.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002

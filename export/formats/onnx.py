@@ -44,6 +44,7 @@ class ONNX(Format):
     }
     memory_factor: ClassVar[float] = 1.35
     memory_base_bytes: ClassVar[int] = 420 * 2**20
+    memory_kept_bytes: ClassVar[int] = 120 * 2**20
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=2.5, operator_bytes=60_000)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002

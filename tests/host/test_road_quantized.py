@@ -32,7 +32,7 @@ def test_integers_in_every_format_are_what_the_quantized_model_computes(place: P
     done = handheld("check", str(place / "out"), "--json", cache=place / "cache")
     assert done.returncode == 0, done.stdout
     for cell in document(done)["cells"]:
-        # What lies between two integers falls either way, one output by one step: 29.5 dB here, alike in three runtimes.
+        # What lies between two integers falls either way: one output by one step is 29.5 dB, alike in three runtimes.
         assert cell["parity"]["psnr_db"] == "Infinity" or cell["parity"]["psnr_db"] > 28, cell["format"]
         assert 20 < cell["cost"]["psnr_db"] < 60, cell["format"]
         assert "quantized by w8a8" in cell["reference"]

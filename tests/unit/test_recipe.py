@@ -124,3 +124,11 @@ def test_every_format_says_what_it_makes_of_every_recipe(name: str) -> None:
 
 def test_a_recipe_without_quantization_needs_nothing() -> None:
     assert not Recipe(name="x", rules=(Rule(modules=("head",)),)).quantizes
+
+
+def test_a_shipped_recipe_takes_the_floats_of_its_ending() -> None:
+    plain, whole = named("bitsfusion"), named("bitsfusion-fp32")
+    assert (plain.floats, whole.floats, whole.name) == ("default", "float32", "bitsfusion-fp32")
+    assert whole.rules == plain.rules
+    with pytest.raises(HandheldError, match="bitsfusion-fp64"):
+        named("bitsfusion-fp64")
