@@ -47,8 +47,9 @@ class CoreAIFormat(Format):
     }
     computes_in_half = True
     memory_factor = 3.1
+    memory_factor_in_half = 2.6
     memory_base_bytes = 450 << 20
-    memory_kept_bytes = 120 << 20
+    memory_kept_bytes = 80 << 20
     quantized_memory = QuantizedMemory(stored=3.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:

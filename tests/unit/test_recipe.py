@@ -127,8 +127,8 @@ def test_a_recipe_without_quantization_needs_nothing() -> None:
 
 
 def test_a_shipped_recipe_takes_the_floats_of_its_ending() -> None:
-    plain, whole = named("bitsfusion"), named("bitsfusion-fp32")
+    plain, whole = recipe.named("bitsfusion"), recipe.named("bitsfusion-fp32")
     assert (plain.floats, whole.floats, whole.name) == ("default", "float32", "bitsfusion-fp32")
     assert whole.rules == plain.rules
     with pytest.raises(HandheldError, match="bitsfusion-fp64"):
-        named("bitsfusion-fp64")
+        recipe.named("bitsfusion-fp64")
