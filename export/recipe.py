@@ -22,7 +22,7 @@ Names decode as follows; parts are joined by "-", in this order:
     …-fp16             the rest in float16 (…-fp32: in float32) where `default` is not wanted
 
 So `sparse50-w8`, `lut4g16-fp32`. What is not in this grammar is a file: a recipe is a list of rules, and the first that
-matches a layer says how it is stored. `mixed` recipes come from `handheld search`, or from your editor; some are shipped
+matches a layer says how it is stored. `mixed` recipes come from `handheld search`, or from an editor. Some are shipped
 by name, and take the last two endings too: `bitsfusion-fp32`.
 """
 

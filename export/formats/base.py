@@ -130,7 +130,7 @@ class Format(ABC):
     """Under fp16, if that is another."""
     memory_base_bytes: ClassVar[int]
     memory_kept_bytes: ClassVar[int] = 0
-    """At most so much of the values of the golden runs stays with the process when the converter starts, as measured."""
+    """At most so much of the values of the golden runs stays with the process when the converter starts (measured)."""
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=4)
     """The same of a quantized program."""
     computes_in_half: ClassVar[bool] = False
