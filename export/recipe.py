@@ -120,7 +120,7 @@ class Rule(Record):
     """
 
     modules: tuple[str, ...] = ("*",)
-    operators: tuple[Literal["conv", "depthwise", "linear", "embedding", "matmul"], ...] = ()
+    operators: tuple[Literal["conv", "depthwise", "linear", "embedding"], ...] = ()
     weights: Weights | None = None
     activations: Activations | None = None
 

@@ -275,7 +275,10 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     zoo: Annotated[
-        bool, typer.Option("--zoo", help="Export and check every network of the zoo, full size: hours. Goes on.")
+        bool,
+        typer.Option(
+            "--zoo", help="Export and check every network of the zoo, full size: hours. Goes on where it was."
+        ),
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="With --zoo: the tiny twins instead.")] = False,
     models: Annotated[str, typer.Option(help="With --zoo: these networks only, separated by commas.")] = "",
@@ -435,9 +438,13 @@ def generate(
     recipe: RecipeName = "default",
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the pipeline's own number if left out.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise: the same on every machine.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="How far beyond the prompt: 7.5, if left out.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Strength of guidance; the pipeline's own if left out.")
+    ] = None,
     negative: Annotated[str, typer.Option(help="What the picture shall not show.")] = "",
-    sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim or pndm (snapgenv: flow); the pipeline's own if left out.")
+    ] = None,
     fixed_steps: FixedSteps = False,
     parts: DenoiserParts = 1,
     out: Annotated[Path, typer.Option(help="A .png, or a .mp4 or .gif for a video.")] = Path("picture.png"),
@@ -497,9 +504,11 @@ def bundle(
     to: OneFormat = "onnx",
     recipe: RecipeName = "default",
     steps: Annotated[
-        list[int] | None, typer.Option(help="Of which to put the schedule in; may be given several times.")
+        list[int] | None, typer.Option(help="Put in the schedule of so many steps; may be given several times.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim or pndm; the pipeline's own if left out.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim or pndm (snapgenv: flow); the pipeline's own if left out.")
+    ] = None,
     fixed_steps: FixedSteps = False,
     parts: DenoiserParts = 1,
     artifacts: Artifacts = Path("out"),
@@ -552,7 +561,9 @@ def render(
         list[str] | None,
         typer.Option(help="From where; may be given several times. Left out: as the model was exported with."),
     ] = None,
-    on: Annotated[str, typer.Option(help="Formats or runtimes, separated by commas: all that are there.")] = "",
+    on: Annotated[
+        str, typer.Option(help="Formats or runtimes, separated by commas; all that are there if left out.")
+    ] = "",
     frames: Annotated[int, typer.Option(min=1, help="Go around the scene in so many views.")] = 1,
     out: Annotated[Path, typer.Option(help="A .png, or a .gif for an animation.")] = Path("view.png"),
     truth: Annotated[Path | None, typer.Option(help="A folder of .png to compare with, one for each pose.")] = None,

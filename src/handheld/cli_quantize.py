@@ -98,10 +98,10 @@ def sensitivity(
 def search(
     model: Model,
     calibrate: Calibrate = None,
-    size: Annotated[str | None, typer.Option(help="Of all constants at most, such as 220MB.")] = None,
-    bits: Annotated[float | None, typer.Option(help="Per weight at most, on average.")] = None,
+    size: Annotated[str | None, typer.Option(help="At most this much for all constants, such as 220MB.")] = None,
+    bits: Annotated[float | None, typer.Option(help="At most so many per weight, on average.")] = None,
     psnr: Annotated[
-        float | None, typer.Option(help="Of the outputs at least, in dB, in as few bytes as that takes.")
+        float | None, typer.Option(help="At least this many dB of the outputs, in as few bytes as that takes.")
     ] = None,
     strategy: Annotated[
         Literal["greedy", "bitsfusion"], typer.Option(help="handheld's own, or BitsFusion's (arXiv 2406.04333, §3.3).")
@@ -164,7 +164,7 @@ def search(
 
 @app.command(
     epilog="\b\nExamples:\n"
-    "  handheld pack sd15_unet --recipe bitsfusion --out unet.safetensors\n"
+    "  handheld pack sd15_unet --recipe bitsfusion --schedule timestep=981,961,941 --out unet.safetensors\n"
     "  handheld pack examples/efficientnet_lite0.py:trained --recipe levels2 --out lite0.safetensors"
 )
 def pack(

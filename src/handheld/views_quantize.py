@@ -37,7 +37,8 @@ def _recipe_rows(names: Sequence[str], options: Options) -> list[dict[str, str |
 
 def show_recipes(out: Console, names: Sequence[str], options: Options) -> None:
     """What each format makes of recipes: of all kinds that there are, or of some."""
-    rows = _recipe_rows(names or recipe.EXAMPLES, options)
+    listed = (*recipe.EXAMPLES, *recipe.shipped())
+    rows = _recipe_rows(names or listed, options)
     if names:
         for name in names:
             found = recipe.resolve(name, "fp32")
@@ -47,7 +48,7 @@ def show_recipes(out: Console, names: Sequence[str], options: Options) -> None:
         show_table(out, "", ["recipe", "format", "how", "what the file holds"], details)
         return
     levels = {(row["recipe"], row["format"]): _level(row) for row in rows}
-    grid = [[name, *(levels[name, target] for target in formats.FORMATS)] for name in recipe.EXAMPLES]
+    grid = [[name, *(levels[name, target] for target in formats.FORMATS)] for name in listed]
     show_table(out, "", ["recipe", *formats.FORMATS], grid)
     defaults = ", ".join(f"{target.default_recipe} for {target.name}" for target in formats.FORMATS.values())
     out.print(

@@ -81,7 +81,8 @@ def test_every_command_works(place: Path, beside: Path, command: str) -> None:
 
 
 def test_the_readme_shows_every_verb() -> None:
-    from handheld.cli import app
+    from handheld import cli, cli_quantize
 
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = (*cli.app.registered_commands, *cli_quantize.app.registered_commands)
+    verbs = {command.callback.__name__ for command in commands if command.callback}
     assert verbs == {command.split()[1] for command in COMMANDS}
