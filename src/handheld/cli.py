@@ -264,7 +264,9 @@ def check(
     require: Annotated[str, typer.Option(help="Formats that must run, separated by commas.")] = "",
     on: On = "host",
     threads: Threads = 2,
-    timeout: Timeout = 600,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds until a conversion or a run is stopped: 600, with --zoo 7200.")
+    ] = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Find the operations that depart from the model.")] = False,
     baseline: Annotated[Path | None, typer.Option(help="A file of figures that none may be worse than.")] = None,
     update_baseline: Annotated[
@@ -295,8 +297,10 @@ def check(
         from handheld.console import Progress, console
         from handheld.export.request import ALL
 
-        if zoo and (require or bisect or baseline or update_baseline or expected or junit):
-            raise HandheldError("--zoo takes --tiny, --models, --to, --recipe, --threads and --json, and nothing else.")
+        if zoo and (require or on != "host" or bisect or baseline or update_baseline or expected or junit):
+            raise HandheldError(
+                "--zoo takes --tiny, --models, --to, --recipe, --threads, --timeout and --json, and nothing else."
+            )
         if not zoo and (tiny or models or to or recipe):
             raise HandheldError("--tiny, --models, --to and --recipe go with --zoo.", hint="Type: handheld check --zoo")
         if zoo:
@@ -308,6 +312,7 @@ def check(
                     to=names_of(to) or ALL,
                     recipes=names_of(recipe) or ("fp32", "fp16"),
                     threads=threads,
+                    timeout=timeout or 7200,
                     progress=progress,
                 )
             if json:
@@ -323,7 +328,7 @@ def check(
                 require=names_of(require),
                 on=names_of(on),
                 threads=threads,
-                timeout=timeout,
+                timeout=timeout or 600,
                 bisect=bisect,
                 baseline=baseline,
                 update_baseline=update_baseline,
