@@ -90,7 +90,7 @@ def psnr_db(error: float) -> float:
 class Meter:
     """A prepared program whose weights can be others for a while, and the error that this makes on some inputs.
 
-    Raises `HandheldError` if the network gives outputs that are not finite.
+    Raises `HandheldError` if the network gives outputs that are not finite, and for one without layers to try.
     """
 
     def __init__(self, program: "Program", batches: "Sequence[Sequence[Tensor]]") -> None:
@@ -98,6 +98,11 @@ class Meter:
 
         self._module: Any = program.module()
         found = [layer for layer in layers(self._module) if layer.elements >= SMALLEST]
+        if not found:
+            raise HandheldError(
+                f"no layer of this network (convolutions, linear layers, embeddings) has {SMALLEST} weights or more: "
+                "there is nothing to try."
+            )
         self._layers: dict[str, list[Layer]] = {}
         for layer in found:
             self._layers.setdefault(layer.module, []).append(layer)

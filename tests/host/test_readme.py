@@ -23,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "my_net.py").write_text(
         "import torch\ndef build():\n    torch.manual_seed(0)\n"
-        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 1))\n"
     )
     demo = re.search(r"/(handheld ship .+)", (ROOT / "Makefile").read_text())
     assert demo

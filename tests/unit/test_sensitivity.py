@@ -229,3 +229,19 @@ def test_bitsfusion_gives_the_fewest_bits_below_the_threshold(
     below = max((scores[m][bits[m]] for m in plain if bits[m] < 4), default=0.0)
     above = [scores[m][b] for m in plain for b in range(1, min(bits[m], 4))]
     assert all(score >= below for score in above)
+
+
+def test_a_network_without_layers_to_try_is_refused() -> None:
+    specs = (TensorSpec("x", (1, 4), "float32"),), (TensorSpec("y", (1, 4), "float32"),)
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (self.one(x),)
+
+    program = Program(torch.export.export(Small(), (torch.ones(1, 4),)), *specs)
+    with pytest.raises(HandheldError, match="has 256 weights or more"):
+        Meter(apply.prepared(program), [])
