@@ -121,7 +121,8 @@ def test_what_trains_on_a_crossbar_starts_as_it_is(made: tuple[Program, Program]
 
 def test_training_on_a_crossbar_pays(made: tuple[Program, Program]) -> None:
     prepared, quantized = made
-    coarse = matched(prepared, simulated(quantized, Crossbar("native", 8, 18)), batches(16), scales=True)
+    # 6 bits: with more, a network that nobody trained has little to win, and which way its roundings fall decides.
+    coarse = matched(prepared, simulated(quantized, Crossbar("native", 6, 18)), batches(16), scales=True)
     found = tuned(prepared, coarse, batches(64), train=("biases", "scales", "weights"), steps=24)
     assert error(found, prepared) < 0.9 * error(coarse, prepared)
     assert crossbar_layers(found) == 5
