@@ -77,16 +77,8 @@ class QuantizeRequest(Record):
     recipe: Recipe
     calibrate: str | None = None
     neural_engine: bool = False
-
-
-class PlanRequest(Record):
-    """Say what quantizing the program in a folder would leave out; quantize nothing."""
-
-    task: Literal["plan"] = "plan"
-    program: Path
-    recipe: Recipe
-    calibrate: str | None = None
-    neural_engine: bool = False
+    dry: bool = False
+    """Only say what would be left out."""
 
 
 class PackRequest(Record):
@@ -107,16 +99,7 @@ class InspectRequest(Record):
     """Read every weight too."""
 
 
-Request = (
-    TraceRequest
-    | ConvertRequest
-    | ForeignRequest
-    | SplitRequest
-    | QuantizeRequest
-    | PlanRequest
-    | PackRequest
-    | InspectRequest
-)
+Request = TraceRequest | ConvertRequest | ForeignRequest | SplitRequest | QuantizeRequest | PackRequest | InspectRequest
 
 
 class Failed(Record):
@@ -256,6 +239,10 @@ def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
     """Leave the quantized program, its record, its golden data and what was stored in `folder`."""
     from handheld.export.quantize import work
 
+    if request.dry:
+        notes = work.planned(request.program, request.recipe, request.calibrate, neural_engine=request.neural_engine)
+        return Reply(notes=notes)
+
     def cost() -> Work:
         return work_since(start)
 
@@ -268,15 +255,6 @@ def quantize(request: QuantizeRequest, folder: Path, start: float) -> Reply:
         neural_engine=request.neural_engine,
     )
     return Reply(program=program)
-
-
-def plan(request: PlanRequest, folder: Path, start: float) -> Reply:  # noqa: ARG001 one shape for all tasks
-    """Only look."""
-    from handheld.export.quantize import work
-
-    return Reply(
-        notes=work.planned(request.program, request.recipe, request.calibrate, neural_engine=request.neural_engine)
-    )
 
 
 def pack(request: PackRequest, folder: Path, start: float) -> Reply:
@@ -330,7 +308,7 @@ def main(folder: Path) -> None:
     start = time.monotonic()
     begin_child()
     request: Request = TypeAdapter(Request).validate_json((folder / REQUEST).read_text())
-    if request.task in ("trace", "split", "quantize", "plan", "pack"):  # they compute with a network's tensors
+    if request.task in ("trace", "split", "quantize", "pack"):  # they compute with a network's tensors
         import torch  # noqa: F401
 
         collect_garbage()
@@ -340,7 +318,6 @@ def main(folder: Path) -> None:
         "foreign": foreign,
         "split": split,
         "quantize": quantize,
-        "plan": plan,
         "pack": pack,
         "inspect": inspect,
     }

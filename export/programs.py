@@ -10,7 +10,7 @@ from handheld.export import child, files, memory, versions
 from handheld.export.cache import key_of
 from handheld.export.manifest import GOLDEN, PROGRAM_RECORD, ProgramRecord
 from handheld.export.recipe import Recipe
-from handheld.export.request import LOG, Context, disk_refusal, own_source_hash, worth_saying
+from handheld.export.request import LOG, Context, Request, disk_refusal, own_source_hash, worth_saying
 from handheld.models import checkpoint, zoo
 
 TRACE_BASE_BYTES, TRACE_FACTOR = 500 << 20, 1.2
@@ -103,12 +103,7 @@ def quantized(context: Context, source: Path, chosen: Recipe) -> Path:
         if refusal := no_room_to_quantize(record, chosen, memory.Gate(memory.available_bytes())):
             raise HandheldError(f"{request.label} was not quantized: {refusal}")
         context.progress(f"quantize {chosen.name}", f"started{worth_saying(memory.to_quantize(record, chosen))}")
-        task = child.QuantizeRequest(
-            program=source,
-            recipe=chosen,
-            calibrate=request.calibrate,
-            neural_engine=request.options.neural_engine,
-        )
+        task = _quantizing(request, source, chosen)
         with context.done(task, f"{request.label} could not be quantized") as (_, work):
             (work / LOG).unlink()
             seconds = files.read_record(work / PROGRAM_RECORD, ProgramRecord).work.seconds
@@ -117,18 +112,27 @@ def quantized(context: Context, source: Path, chosen: Recipe) -> Path:
 
 
 def departures(context: Context, source: Path, chosen: Recipe) -> tuple[str, ...]:
-    """What quantizing the program in `source` would leave out; only looks. Raises `HandheldError` as `quantized`."""
+    """What quantizing the program in `source` would leave out; only looks. Nothing if there is no room for that, which
+    each format says then. Raises `HandheldError` as `quantized`."""
     request = context.request
+    record = files.read_record(source / PROGRAM_RECORD, ProgramRecord)
+    if no_room_to_quantize(record, chosen, memory.Gate(memory.available_bytes())):
+        return ()
     context.progress(f"plan {chosen.name}", "started")
-    task = child.PlanRequest(
+    task = _quantizing(request, source, chosen, dry=True)
+    with context.done(task, f"{request.label} cannot be quantized") as (reply, _):
+        context.progress(f"plan {chosen.name}", "done")
+        return reply.notes
+
+
+def _quantizing(request: Request, source: Path, chosen: Recipe, *, dry: bool = False) -> child.QuantizeRequest:
+    return child.QuantizeRequest(
         program=source,
         recipe=chosen,
         calibrate=request.calibrate,
         neural_engine=request.options.neural_engine,
+        dry=dry,
     )
-    with context.done(task, f"{request.label} cannot be quantized") as (reply, _):
-        context.progress(f"plan {chosen.name}", "done")
-        return reply.notes
 
 
 def no_room_to_quantize(record: ProgramRecord, chosen: Recipe, gate: memory.Gate) -> str | None:

@@ -10,6 +10,7 @@ from quantizing import Net, batches, program
 from torch import Tensor
 
 from handheld.benchmarks.fidelity.check import check
+from handheld.benchmarks.pim import Digits
 from handheld.errors import HandheldError
 from handheld.export import formats
 from handheld.export.formats.base import Options
@@ -18,7 +19,7 @@ from handheld.export.quantize import apply
 from handheld.export.quantize.crossbar import Crossbar, Scheme
 from handheld.export.quantize.pim import PIM, simulated
 from handheld.export.quantize.recovery.distillation import tuned
-from handheld.export.quantize.recovery.pupil import Pupil
+from handheld.export.quantize.recovery.pupil import Pupil, What
 from handheld.export.quantize.recovery.statistics import matched
 from handheld.export.recipe import named
 from handheld.runtimes import pim, targets
@@ -119,13 +120,18 @@ def test_what_trains_on_a_crossbar_starts_as_it_is(made: tuple[Program, Program]
         assert all(one.grad is not None and float(one.grad.abs().max()) > 0 for one in given)
 
 
-def test_training_on_a_crossbar_pays(made: tuple[Program, Program]) -> None:
-    prepared, quantized = made
-    # 6 bits: with more, a network that nobody trained has little to win, and which way its roundings fall decides.
-    coarse = matched(prepared, simulated(quantized, Crossbar("native", 6, 18)), batches(16), scales=True)
-    found = tuned(prepared, coarse, batches(64), train=("biases", "scales", "weights"), steps=24)
-    assert error(found, prepared) < 0.9 * error(coarse, prepared)
-    assert crossbar_layers(found) == 5
+def test_training_on_a_crossbar_pays() -> None:
+    """On a network that has learnt something, without labels: of 512 other digits it tells 12 % on this crossbar, 35
+    once its statistics are mended, and 88 once trained."""
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's (comes with the extra executorch)")
+    net = Digits(0)
+    placed = simulated(net.quantized, Crossbar.named("native-adc7"))
+    coarse = matched(net.prepared, placed, net.batches, scales=True)
+    every: tuple[What, ...] = ("biases", "scales", "weights")
+    found = tuned(net.prepared, coarse, net.batches, train=every, loss="kl", steps=30, rate=100)
+    assert net.percent(net.quantized) > 95 and net.percent(placed) < 30 and net.percent(coarse) < 50
+    assert net.percent(found) > 75
+    assert crossbar_layers(found) == crossbar_layers(placed) > 0
 
 
 def test_what_cannot_be_simulated_is_said(made: tuple[Program, Program]) -> None:
