@@ -186,8 +186,6 @@ class File:
 
     def save(self, path: Path) -> None:
         """Write the file, without tensors and constants that nothing uses."""
-        import flatbuffers
-
         self.drop_unused()
         self._compact()
         constants = self._constants()
@@ -196,7 +194,7 @@ class File:
             self.model.buffers[index] = _Buffer(None if behind else data, 2 if behind else 0, data.nbytes * behind)
 
         def packed() -> bytearray:
-            builder = flatbuffers.Builder(1 << 20)
+            builder = _builder()
             builder.Finish(self.model.Pack(builder), b"TFL3")
             made: bytearray = builder.Output()
             return made
@@ -253,6 +251,25 @@ class File:
         for operator in operators:
             operator.opcodeIndex = codes.index(operator.opcodeIndex)
         self.model.operatorCodes = [self.model.operatorCodes[old] for old in codes]
+
+
+def _builder() -> Any:
+    """A writer that lets tensors point to one of equal vectors. The zero point of a channel takes 8 bytes beside its
+    scale's 4, and are the same for all: a file of `w8a8` is 6 % smaller."""
+    import flatbuffers
+
+    class Builder(flatbuffers.Builder):  # type: ignore[misc] # it has no types
+        def __init__(self) -> None:
+            super().__init__(1 << 20)
+            self.offsets: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: Array) -> int:  # noqa: N802 its name
+            key = (x.dtype.str, x.tobytes())
+            if key not in self.offsets:
+                self.offsets[key] = super().CreateNumpyVector(x)
+            return self.offsets[key]
+
+    return Builder()
 
 
 class _Buffer:
