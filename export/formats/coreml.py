@@ -85,6 +85,7 @@ class CoreMLFormat(Format):
                 raise blamed from error
             raise
         _require_kept_names(package.get_spec().description, program)
+        _share_constants(destination)
         return Signature(inputs=program.inputs, outputs=program.outputs, casts=casts)
 
     def graph(self, program: "Program", options: Options) -> "tuple[ExportedProgram, dict[str, DType]]":
@@ -292,6 +293,32 @@ def _packaged(
         )
         validate(package._mil_program)
     return package
+
+
+def _share_constants(path: Path) -> None:
+    """Write each of the small constants once that lie in the program itself: coremltools writes one of its own for each
+    operation, with two names of it, which is half of a quantized program."""
+    from handheld.export.formats.coreml_package import Package
+
+    package = Package(path)
+    first: dict[bytes, str] = {}
+    shared: dict[str, str] = {}
+    kept = []
+    for operation in package.block.operations:
+        value = operation.attributes["val"] if operation.type == "const" else None
+        if value is not None and value.HasField("immediateValue"):
+            name = operation.outputs[0].name
+            shared[name] = first.setdefault(value.SerializeToString(deterministic=True), name)
+            if shared[name] != name and name not in package.block.outputs:
+                continue
+        kept.append(operation)
+    for operation in package.operations():
+        for binding in (each for argument in operation.inputs.values() for each in argument.arguments):
+            if binding.WhichOneof("binding") == "name":
+                binding.name = shared.get(binding.name, binding.name)
+    del package.block.operations[:]
+    package.block.operations.extend(kept)
+    package.root.write_bytes(package.model.SerializeToString())
 
 
 def _passes() -> Any:

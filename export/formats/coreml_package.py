@@ -53,16 +53,16 @@ def schema(name: str) -> ModuleType:
 class Package:
     """An opened ML program, from a `.mlpackage` or from an `.mlmodel` file with its weights beside it.
 
-    `model` is the protobuf message, `function` one of its functions (its default one), `block` that one's body,
-    `description` what it says of its inputs, outputs and state. Raises `HandheldError` if anything that the program
-    names is not there.
+    `root` is the program's file, `model` the protobuf message in it, `function` one of its functions (its default one),
+    `block` that one's body, `description` what it says of its inputs, outputs and state. Raises `HandheldError` if
+    anything that the program names is not there.
     """
 
     def __init__(self, path: Path, function: str | None = None) -> None:
         self.path = path
         self._files: dict[str, memoryview] = {}
-        self._root = self._root_file() if path.is_dir() else path
-        self.model: Any = self._parsed(self._root)
+        self.root = self._root_file() if path.is_dir() else path
+        self.model: Any = self._parsed(self.root)
         kind = self.model.WhichOneof("Type")
         if kind != "mlProgram":
             raise HandheldError(
@@ -134,7 +134,7 @@ class Package:
 
     def _file(self, name: str) -> memoryview:
         if name not in self._files:
-            file = self._inside(self._root.parent, name.removeprefix("@model_path/"))
+            file = self._inside(self.root.parent, name.removeprefix("@model_path/"))
             try:
                 if not file.is_file():
                     raise FileNotFoundError(file)

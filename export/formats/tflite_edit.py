@@ -255,7 +255,7 @@ class File:
 
 def _builder() -> Any:
     """A writer that lets tensors point to one of equal vectors. The zero point of a channel takes 8 bytes beside its
-    scale's 4, and are the same for all: a file of `w8a8` is 6 % smaller."""
+    scale's 4, and is the same for all: a file of `w8a8` is 6 % smaller."""
     import flatbuffers
 
     class Builder(flatbuffers.Builder):  # type: ignore[misc] # it has no types

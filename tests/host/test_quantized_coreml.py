@@ -72,6 +72,14 @@ def check(recipe: Recipe, folder: Path, target: str, network: str = "layers", fl
     return path
 
 
+def test_constants_of_the_program_are_written_once(tmp_path: Path) -> None:
+    package = Package(check(resolve("w8a8", "fp32"), tmp_path, "iOS17"))
+    constants = [operation.attributes["val"] for operation in package.operations() if operation.type == "const"]
+    written = [one.SerializeToString() for one in constants if one.HasField("immediateValue")]
+    assert written
+    assert len(set(written)) == len(written)
+
+
 @pytest.mark.parametrize("name", [*QUANTIZING, "w2", "sparse50-lut4-w8", "sparse50-w4", "sparse50-levels2"])
 def test_ios18_is_the_hubs(name: str, tmp_path: Path) -> None:
     check(resolve(name, "fp32"), tmp_path, "iOS18")

@@ -83,6 +83,17 @@ def test_activations_have_the_hubs_scales(made: Files, case: str) -> None:
     assert_scales(stored, made.held(case), "int16" if case.endswith("a16") else "int8")
 
 
+def test_equal_zero_points_are_written_once(made: Files) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.Model.GetRootAs(made.path("plain:w8a8", ".tflite").read_bytes(), 0).Subgraphs(0)
+    kept = [graph.Tensors(number).Quantization() for number in range(graph.TensorsLength())]
+    of_64 = [each for each in kept if each is not None and each.ZeroPointLength() == 64]
+    assert len(of_64) >= 6, "weights and biases of three convolutions"
+    assert not any(each.ZeroPointAsNumpy().any() for each in of_64)
+    assert len({each.ZeroPointAsNumpy().ctypes.data for each in of_64}) == 1
+
+
 def test_a_layer_that_is_kept_stays_in_floats(made: Files) -> None:
     stored = LiteRT().stored(made.path("odd:kept-w8a8", ".tflite"))
     assert [(w.values.shape, w.bits) for w in stored.weights if w.scheme == "float"] == [((32, 1, 1, 32), 32)]
