@@ -220,11 +220,11 @@ def _written(
     from handheld.export.stages import decomposed, slow_in_half, stage_of
 
     program = Program.load(request.program / PROGRAM)
-    rewritten, counts = rewrites.apply(program, request.format, neural_engine=request.options.neural_engine)
-    stages = [stage_of("rewritten", rewritten, request.program)]
+    program, counts = rewrites.apply(program, request.format, neural_engine=request.options.neural_engine)
+    stages = [stage_of("rewritten", program, request.program)]
     if not (target.computes_in_half and request.recipe.floats == "float16" and slow_in_half(request.program)):
         target.watch = lambda exported: stages.append(decomposed(exported, request.program))
-    signature = target.convert(rewritten, request.recipe, artifact, request.options)
+    signature = target.convert(program, request.recipe, artifact, request.options)
     return signature, counts, tuple(stages)
 
 

@@ -129,6 +129,8 @@ class Format(ABC):
     memory_factor_in_half: ClassVar[float | None] = None
     """Under fp16, if that is another."""
     memory_base_bytes: ClassVar[int]
+    memory_operator_bytes: ClassVar[int] = 0
+    """For each operator of the program: of its graph are kept copies."""
     memory_kept_bytes: ClassVar[int] = 0
     """At most so much of the values of the golden runs stays with the process when the converter starts (measured)."""
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=4)
@@ -146,11 +148,12 @@ class Format(ABC):
 
     def memory_bytes(self, program: "ProgramRecord", recipe: Recipe, stored_bytes: int | None) -> int:
         """Estimated peak memory of converting a program; `stored_bytes`: of a quantized one's weights."""
+        operators = sum(program.operators.values())
         if stored_bytes is None:
             in_half = recipe.floats == "float16" and self.memory_factor_in_half
-            weights = (in_half or self.memory_factor) * program.weight_bytes
+            weights = (in_half or self.memory_factor) * program.weight_bytes + self.memory_operator_bytes * operators
         else:
-            how, operators = self.quantized_memory, sum(program.operators.values())
+            how = self.quantized_memory
             weights = how.stored * stored_bytes + how.floats * program.weight_bytes + how.operator_bytes * operators
             weights += program.largest_bytes
         values = program.activation_bytes + min(program.activation_bytes, self.memory_kept_bytes)

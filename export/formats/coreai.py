@@ -46,9 +46,10 @@ class CoreAIFormat(Format):
         "fp16": "the program cast to half, constants included; inputs, outputs and angles float32",
     }
     computes_in_half = True
-    memory_factor = 3.1
-    memory_factor_in_half = 2.6
-    memory_base_bytes = 450 << 20
+    memory_factor = 2.75
+    memory_factor_in_half = 2.5
+    memory_base_bytes = 390 << 20
+    memory_operator_bytes = 400_000
     memory_kept_bytes = 80 << 20
     quantized_memory = QuantizedMemory(stored=3.5)
 

@@ -66,9 +66,10 @@ class CoreMLFormat(Format):
         "fp16": "compute_precision=FLOAT16: weights and arithmetic in half, inputs, outputs and angles float32",
     }
     blocked_imports = ("tensorflow", "xgboost", "libsvm", "executorch", "sklearn", "torchao", "transformers")
-    memory_factor = 1.2
+    memory_factor = 1.12
     memory_factor_in_half = 1.7
-    memory_base_bytes = 420 << 20
+    memory_base_bytes = 415 << 20
+    memory_operator_bytes = 180_000
     memory_kept_bytes = 120 << 20
     quantized_memory = QuantizedMemory(stored=1.9)
 

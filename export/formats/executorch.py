@@ -78,8 +78,9 @@ class ExecuTorch(_PTE):
         "fp16": "XNNPACK's delegate has no form that stores float16 and computes in float32, and a half network leaves "
         "its GELU outside the delegate: EfficientFormerV2-S0 would be eleven times slower and hardly smaller"
     }
-    memory_factor: ClassVar[float] = 3.2
-    memory_base_bytes: ClassVar[int] = 520 * 2**20
+    memory_factor: ClassVar[float] = 3.0
+    memory_base_bytes: ClassVar[int] = 440 * 2**20
+    memory_operator_bytes: ClassVar[int] = 500_000
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=2.2, operator_bytes=300_000)
 
     def quantized(self, recipe: Recipe, options: Options) -> Support:  # noqa: ARG002
@@ -127,6 +128,7 @@ class ExecuTorchCoreML(_PTE):
     blocked_imports: ClassVar[tuple[str, ...]] = ("tensorflow", "xgboost", "libsvm", "sklearn")
     memory_factor: ClassVar[float] = 4.0
     memory_base_bytes: ClassVar[int] = 500 * 2**20
+    memory_operator_bytes: ClassVar[int] = 180_000
 
     def _lowered(self, program: Program, recipe: Recipe, options: Options) -> Any:
         # What coremltools converts silently wrong: see export/formats/coreml.py.

@@ -57,8 +57,9 @@ class LiteRT(Format):
         "fp16": "weights of convolutions, linear layers and embeddings stored in float16: float32 arithmetic on CPU, "
         "half on GPU",
     }
-    memory_factor: ClassVar[float] = 3.4
-    memory_base_bytes: ClassVar[int] = 600 * 2**20
+    memory_factor: ClassVar[float] = 3.1
+    memory_base_bytes: ClassVar[int] = 540 * 2**20
+    memory_operator_bytes: ClassVar[int] = 420_000
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(floats=2.5)
 
     def convert(self, program: "Program", recipe: Recipe, destination: Path, options: Options) -> Signature:  # noqa: ARG002

@@ -42,8 +42,9 @@ class ONNX(Format):
         "fp32": "weights and arithmetic in float32",
         "fp16": "weights stored in float16, each cast to float32 when the file is loaded; arithmetic in float32",
     }
-    memory_factor: ClassVar[float] = 1.35
-    memory_base_bytes: ClassVar[int] = 420 * 2**20
+    memory_factor: ClassVar[float] = 1.15
+    memory_base_bytes: ClassVar[int] = 435 * 2**20
+    memory_operator_bytes: ClassVar[int] = 160_000
     memory_kept_bytes: ClassVar[int] = 120 * 2**20
     quantized_memory: ClassVar[QuantizedMemory] = QuantizedMemory(stored=2.5, operator_bytes=60_000)
 
