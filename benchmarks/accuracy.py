@@ -135,17 +135,24 @@ class Study:
         """The program that files were made from; its own cell, if there is none, goes to `found`."""
         import torch
 
+        from handheld.export.program import Program
+
         made = folder / reference_folder(chosen) if chosen.quantizes else folder
         if not (made / GOLDEN).is_file():
             return None
-        program = program_of(files.read_record(made / GOLDEN, Golden).program_sha256)
+        place, record = entry_of(files.read_record(made / GOLDEN, Golden).program_sha256)
+        program = Program.load(place / PROGRAM)
         if not any((cell.recipe, cell.format) == (chosen.name, HUB) for cell in self.record.cells):
             with torch.no_grad():
                 outputs = [program.run(list(given.values()))[0].numpy() for given in self.given]
             np.save(self._outputs_of_hub(chosen.name), np.stack(outputs))
             ideal = ideal_bytes(program, 4)
             cell = AccuracyCell(recipe=chosen.name, format=HUB, status="made", ideal_bytes=ideal)
-            found.append(cell.model_copy(update=self._figures(outputs)))
+            figures = self._figures(outputs)
+            if chosen.quantizes:
+                figures["quantizing_seconds"] = record.work.seconds
+                figures["quantizing_peak_bytes"] = record.work.peak_memory_bytes
+            found.append(cell.model_copy(update=figures))
         return program
 
     def _outputs_of_hub(self, name: str) -> Path:
@@ -219,14 +226,12 @@ def imported(path: Path) -> ModuleType:
     return module
 
 
-def program_of(sha256: str) -> "Program":
-    """The program of that hash in the cache, where an export has just left it."""
-    from handheld.export.program import Program
-
+def entry_of(sha256: str) -> tuple[Path, ProgramRecord]:
+    """Where the program of that hash lies in the cache, in which an export has just left it, and its record."""
     for entry in reversed(Cache().entries()):
-        record = entry.path / PROGRAM_RECORD
-        if record.is_file() and files.read_record(record, ProgramRecord).sha256 == sha256:
-            return Program.load(entry.path / PROGRAM)
+        file = entry.path / PROGRAM_RECORD
+        if file.is_file() and (record := files.read_record(file, ProgramRecord)).sha256 == sha256:
+            return entry.path, record
     raise HandheldError("the cache lost the program while it was studied.", hint="Start again.")
 
 

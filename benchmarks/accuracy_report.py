@@ -23,7 +23,7 @@ class AccuracyCell(Record):
     with the same best class (top1) or the same nearest other input (vectors); `kl_median`: of the classes'
     probabilities, from the float model's; `truth_db` and `float_truth_db`: PSNR of these outputs and of the float
     model's to what they should have been, range 1, the mean of all. Latency: the median of a host run in milliseconds,
-    and its 95 % interval.
+    and its 95 % interval. Of the hub: wall seconds and peak memory of the process that quantized, recovery included.
     """
 
     recipe: str
@@ -42,6 +42,8 @@ class AccuracyCell(Record):
     float_truth_db: float | None = None
     median_ms: float | None = None
     interval_ms: tuple[float, float] | None = None
+    quantizing_seconds: float | None = None
+    quantizing_peak_bytes: int | None = None
 
 
 class Accuracy(Record):
@@ -79,6 +81,8 @@ def _columns(study: Accuracy) -> list[Column]:
         ("to the truth dB", lambda cell: _number(cell.truth_db, 2)),
         ("than floats dB", lambda cell: None if (won := _won_db(cell)) is None else f"{won:+.2f}"),
         ("ms [95 %]", lambda cell: _milliseconds(cell.median_ms, cell.interval_ms)),
+        ("quantizing s", lambda cell: _number(cell.quantizing_seconds, 0)),
+        ("its peak GB", lambda cell: _number(cell.quantizing_peak_bytes and cell.quantizing_peak_bytes / 1e9, 2)),
     ]
 
 

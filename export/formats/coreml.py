@@ -317,6 +317,8 @@ def _share_constants(path: Path) -> None:
         for binding in (each for argument in operation.inputs.values() for each in argument.arguments):
             if binding.WhichOneof("binding") == "name":
                 binding.name = shared.get(binding.name, binding.name)
+        for nested in operation.blocks:
+            nested.outputs[:] = [shared.get(name, name) for name in nested.outputs]
     del package.block.operations[:]
     package.block.operations.extend(kept)
     package.root.write_bytes(package.model.SerializeToString())
