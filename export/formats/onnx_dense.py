@@ -54,7 +54,7 @@ class _Dense:
         else:
             made = self._elements(array_of(node.inputs[0]), 32, mask)
         if scale is not None:
-            made = self._scaled(made, scale, tuple(shape.numpy()))
+            made = self._blockwise("Mul", made, SCALE, scale, tuple(shape.numpy()))
         if mask is not None:
             made = self._op("Mul", [made, self._cast(self._ones(mask))])
         substitute(self.graph, self.node, made)
@@ -102,23 +102,22 @@ class _Dense:
         places = self._elements(indices, bits, mask)
         if table.size > 2**bits:
             blocks = np.arange(table.size // 2**bits, dtype=np.int32).reshape(table.shape[:-1]) * 2**bits
-            for axis, (count, size) in enumerate(zip(blocks.shape, indices.shape, strict=True)):
-                if count not in (1, size):  # a group of channels has one table
-                    blocks = np.repeat(blocks, size // count, axis)
-            places = self._op("Add", [places, self._constant("blocks", blocks)])
+            places = self._blockwise("Add", places, "blocks", blocks, indices.shape)
         flat = self._op("Reshape", [self._constant(TABLE, table), self._shape((-1,))])
         return self._op("Gather", [flat, places])
 
-    def _scaled(self, real: "onnx_ir.Value", scale: Array, shape: tuple[int, ...]) -> "onnx_ir.Value":
-        """`real` times its scale: an axis in blocks becomes two, for ONNX repeats whole axes only."""
-        held = self._constant(SCALE, scale)
-        for axis, (count, size) in enumerate(zip(scale.shape, shape, strict=True)):
+    def _blockwise(
+        self, kind: str, value: "onnx_ir.Value", name: str, constant: Array, shape: tuple[int, ...]
+    ) -> "onnx_ir.Value":
+        """`value`, of `shape`, times or plus a constant. An axis in blocks becomes two: ONNX repeats whole axes."""
+        held = self._constant(name, constant)
+        for axis, (count, size) in enumerate(zip(constant.shape, shape, strict=True)):
             if count not in (1, size):
                 split = self._shape((*shape[:axis], count, size // count, *shape[axis + 1 :]))
                 wide = self._op("Unsqueeze", [held, self._shape((axis + 1,))])
-                scaled = self._op("Mul", [self._op("Reshape", [real, split]), wide])
-                return self._op("Reshape", [scaled, self._shape(shape)])
-        return self._op("Mul", [real, held])
+                made = self._op(kind, [self._op("Reshape", [value, split]), wide])
+                return self._op("Reshape", [made, self._shape(shape)])
+        return self._op(kind, [value, held])
 
     def _stored(self, values: Array, bits: int) -> "onnx_ir.Value":
         import onnx_ir
