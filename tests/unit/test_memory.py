@@ -76,6 +76,7 @@ def test_quantizing_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pyt
     context = Context(request, lambda *_: None, Cache(tmp_path / "cache"), Children())
     with pytest.raises(HandheldError, match=r"was not quantized: quantizing is estimated to need [45]\.\d GB"):
         programs.quantized(context, tmp_path, recipe.named("w8"))
+    assert programs.departures(context, tmp_path, recipe.named("w8")) == (), "a dry run does not even look"
 
 
 class Wide(torch.nn.Module):
