@@ -4,7 +4,7 @@ Weights of layers between integers become `dequantize_per_channel`, which the de
 those of embeddings become `embedding_byte` of ExecuTorch's own kernels, which makes floats of the rows that it reads.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handheld.export.formats import integer_graph
 from handheld.export.formats.base import Support, worst
@@ -80,7 +80,7 @@ def _add_bias_after(linear: "Node") -> None:
 
 
 def _embed(node: "Node", weight: MadeWeight) -> None:
-    """Let an embedding look up integers."""
+    """Let an embedding look up integers. Its kernel ends the process at indices that are not int64."""
     import torch
 
     assert weight.scale is not None
@@ -89,9 +89,12 @@ def _embed(node: "Node", weight: MadeWeight) -> None:
         graph.add_constant(node, weight.values, f"{weight.path}_values"),
         graph.add_constant(node, rows if rows.shape[1] > 1 else rows.flatten(), f"{weight.path}_scale"),
     )
+    indices: Any = node.args[1]
+    if indices.meta["val"].dtype != torch.int64:
+        indices = graph.call(node, "_to_copy.default", indices, dtype=torch.int64)
     operator = torch.ops.quantized_decomposed.embedding_byte.default
     with node.graph.inserting_before(node):
-        made = node.graph.call_function(operator, (*constants, None, -128, 127, node.args[1]))
+        made = node.graph.call_function(operator, (*constants, None, -128, 127, indices))
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
     node.graph.erase_node(node)

@@ -75,7 +75,8 @@ def main(format_name: str, folder: Path, cases: list[str]) -> None:
             return self.narrow(functional.gelu(self.wide(x))), self.table(ids)
 
     class Odd(nn.Module):
-        """A layer of one channel, weights of nothing but 0, an outlier, a layer to be kept, a weight used twice."""
+        """A layer of one channel, weights of nothing but 0, an outlier, a layer to be kept, a weight used twice, an
+        embedding that takes 32-bit integers."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -87,12 +88,13 @@ def main(format_name: str, folder: Path, cases: list[str]) -> None:
             self.tied = nn.Linear(32, 32)
             self.outlier = nn.Linear(32, 32)
             nn.init.constant_(self.outlier.weight[3:4, 5:6], 1e6)
+            self.table = nn.Embedding(40, 64)
 
         def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
             x = torch.relu(self.stem(image))
             x = x + self.zero(x)
             x = torch.relu(self.middle(x + self.one(x))).flatten(2).transpose(1, 2)
-            return self.outlier(self.tied(torch.relu(self.tied(x)))), ids + 1
+            return self.outlier(self.tied(torch.relu(self.tied(x)))), self.table(ids.int())
 
     class Normed(nn.Module):
         """Layers behind a norm and before attention, whose scales a converter may be tempted to put into theirs."""
