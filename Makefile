@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # compiled is kept, whatever the caller says: the tests start a thousand processes.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus versus-quantized accuracy bench-coreml wheel schemas clean
+.PHONY: demo test lint types tests apple apple-full zoo zoo-tiny matrix test-slow kills mutations faults fuzz false-alarms damage versus versus-quantized accuracy recovery bench-coreml wheel schemas clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/handheld ship efficientformerv2_s0 --out out
@@ -102,6 +102,13 @@ accuracy: $(VENV)/dev.stamp
 	$(ACCURACY) examples/minilm.py:trained --quality vectors --fewer coreai=8 \
 	  --recipes w8,lut4g16,fp32,examples/minilm_w8a8.toml
 	$(ACCURACY) examples/light_field.py:network --fewer coreml=4 --fewer coreai=2 --recipes w8,levels2,fp32,w8a8 --docs docs
+
+# What the steps that win accuracy back are worth, of two of them: twenty minutes. Prints docs/recovery.md's figures.
+RECOVERY = OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.accuracy --to onnx --out out/recovery
+
+recovery: $(VENV)/dev.stamp
+	$(RECOVERY) examples/light_field.py:network --recipes w8a8,w8a8-gptq,w8a8-gptq-matched,w8a8-gptq-qat,w4c,w4c-gptq,w4c-gptq-matched,w4c-gptq-tuned,w4c-gptq-qat,lut4,lut4-gptq,lut4-gptq-tuned,levels2,levels2-gptq,levels2-gptq-qat
+	$(RECOVERY) examples/efficientnet_lite0.py:trained --quality top1 --recipes w8,w8-gptq,w8a8,w8a8-gptq,w8a8-matched,w8a8-gptq-matched,w8a8-gptq-qat,w4c,w4c-gptq,w4c-matched,w4c-gptq-matched,w4c-gptq-tuned,lut4,lut4-gptq,lut4-gptq-matched,levels2,levels2-gptq,levels2-gptq-matched
 
 # The built wheel in an environment of its own, used from outside the checkout.
 wheel: $(VENV)/dev.stamp
