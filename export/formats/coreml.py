@@ -321,7 +321,7 @@ def _share_constants(path: Path) -> None:
             nested.outputs[:] = [shared.get(name, name) for name in nested.outputs]
     del package.block.operations[:]
     package.block.operations.extend(kept)
-    package.root.write_bytes(package.model.SerializeToString())
+    package.root.write_bytes(package.model.SerializeToString(deterministic=True))
 
 
 def _passes() -> Any:
