@@ -76,9 +76,14 @@ class CoreMLPlanter(Planter):
         return found[number]
 
     def _value(self, message: Any, key: str) -> Any:
-        """The constant that an operation takes as its input `key`."""
+        """The constant that an operation takes as its input `key`; a small one, which others may share, is its own then."""
         binding = message.inputs[key].arguments[0]
-        return binding.value if binding.WhichOneof("binding") == "value" else self.constants[binding.name]
+        if binding.WhichOneof("binding") == "name":
+            constant = self.constants[binding.name]
+            if not constant.HasField("immediateValue"):
+                return constant
+            binding.value.CopyFrom(constant)
+        return binding.value
 
     def _blob(self, message: Any, key: str) -> Array:
         """The elements of a constant in the weight file; writing to them alters what `save` writes."""
