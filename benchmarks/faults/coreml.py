@@ -76,7 +76,7 @@ class CoreMLPlanter(Planter):
         return found[number]
 
     def _value(self, message: Any, key: str) -> Any:
-        """The constant that an operation takes as its input `key`; a small one, which others may share, is its own then."""
+        """The constant that an operation takes as its input `key`; a small one, that others may share, made its own."""
         binding = message.inputs[key].arguments[0]
         if binding.WhichOneof("binding") == "name":
             constant = self.constants[binding.name]
