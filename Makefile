@@ -103,7 +103,8 @@ accuracy: $(VENV)/dev.stamp
 	  --recipes w8,lut4g16,fp32,examples/minilm_w8a8.toml
 	$(ACCURACY) examples/light_field.py:network --fewer coreml=4 --fewer coreai=2 --recipes w8,levels2,fp32,w8a8 --docs docs
 
-# What the steps that win accuracy back are worth, of two of them: twenty minutes. Prints docs/recovery.md's figures.
+# What the steps that win accuracy back are worth, of two of them: twenty minutes. Prints docs/recovery.md's figures. The
+# light field is trained first, as for accuracy.
 RECOVERY = OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.accuracy --to onnx --out out/recovery
 
 recovery: $(VENV)/dev.stamp
