@@ -1,8 +1,10 @@
 """Quantized programs as ONNX files: onnxruntime computes what the hub does, and the file holds the hub's integers."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -142,3 +144,10 @@ def test_a_transposed_convolution_has_its_blocks_and_groups_along_its_own_axes(n
     stored = weights.store(layer.weight.detach(), recipe.rules[0].weights, 1)
     (read,) = ONNX().stored(path).weights
     np.testing.assert_array_equal(read.dense(), stored.dense().numpy())
+
+
+def test_tables_of_groups_have_an_offset_each(tmp_path: Path) -> None:
+    """Not one for each channel, which would be 3 % of a file."""
+    held = {value.name: value for value in onnx.load(_file("lut4g16", tmp_path)).graph.initializer}
+    sizes = {kind: sum(math.prod(v.dims) for n, v in held.items() if n.endswith(kind)) for kind in ("table", "blocks")}
+    assert 0 < sizes["blocks"] <= sizes["table"] // 16

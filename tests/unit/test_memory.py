@@ -9,7 +9,7 @@ import quantizing
 import torch
 
 from handheld.errors import HandheldError
-from handheld.export import files, memory, programs, recipe
+from handheld.export import files, formats, memory, programs, recipe
 from handheld.export.cache import Cache
 from handheld.export.manifest import PROGRAM_RECORD, ProgramRecord, Stage, Work
 from handheld.export.process import Children
@@ -77,6 +77,44 @@ def test_quantizing_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(HandheldError, match=r"was not quantized: quantizing is estimated to need [45]\.\d GB"):
         programs.quantized(context, tmp_path, recipe.named("w8"))
     assert programs.departures(context, tmp_path, recipe.named("w8")) == (), "a dry run does not even look"
+
+
+MEASURED: dict[str, tuple[int, int, int, dict[str, int]]] = {
+    "efficientformerv2_s0": (
+        14_598_872, 3_612_672, 327, {"coreml": 488, "coreai": 559, "litert": 821, "executorch": 596, "onnx": 506}
+    ),
+    "efficientformerv2_l": (
+        106_076_304, 4_515_840, 810, {"coreml": 796, "coreai": 1057, "litert": 1400, "executorch": 1090, "onnx": 723}
+    ),
+    "mobiler2l_synthetic": (
+        17_346_108, 122_880_000, 218, {"coreml": 847, "coreai": 908, "litert": 895, "executorch": 856, "onnx": 872}
+    ),
+    "snapfusion_decoder": (
+        49_549_916, 402_653_184, 127, {"coreml": 962, "coreai": 1013, "litert": 962, "executorch": 968, "onnx": 1030}
+    ),
+    "sd15_unet": (
+        3_438_083_856, 209_720_320, 1073,
+        {"coreml": 4400, "coreai": 11200, "litert": 13000, "executorch": 11500, "onnx": 4500},
+    ),
+}  # fmt: skip
+"""Bytes of weights and of the values of a run, operators, and MB at which converting to fp32 peaked (docs/networks.md)"""
+
+
+@pytest.mark.parametrize("model", MEASURED)
+def test_estimates_are_within_a_quarter_of_what_was_measured(model: str) -> None:
+    weight_bytes, activation_bytes, operators, measured = MEASURED[model]
+    record = ProgramRecord(
+        model=model,
+        sha256="",
+        weight_bytes=weight_bytes,
+        activation_bytes=activation_bytes,
+        operators={"any": operators},
+        exported=Stage(name="exported", psnr_db=100, max_error=0),
+        work=Work(seconds=1, peak_memory_bytes=1, peak_memory_method=""),
+        versions={},
+    )
+    estimated = {name: formats.get(name).memory_bytes(record, recipe.named("fp32"), None) / 1e6 for name in measured}
+    assert estimated == {name: pytest.approx(mb, rel=0.25) for name, mb in measured.items()}
 
 
 class Wide(torch.nn.Module):
