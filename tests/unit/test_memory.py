@@ -97,7 +97,7 @@ MEASURED: dict[str, tuple[int, int, int, dict[str, int]]] = {
         {"coreml": 4400, "coreai": 11200, "litert": 13000, "executorch": 11500, "onnx": 4500},
     ),
 }  # fmt: skip
-"""Bytes of weights and of the values of a run, operators, and MB of an fp32 conversion at its peak: docs/networks.md."""
+"""Bytes of weights and of values of a run, operators, and MB of an fp32 conversion at its peak (docs/networks.md)."""
 
 
 @pytest.mark.parametrize("model", MEASURED)
