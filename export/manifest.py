@@ -84,6 +84,8 @@ class Case(Record):
     seed: int = 0
     sha256: str
     """Of the input arrays' bytes, in the signature's order."""
+    rounding_db: float | None = None
+    """Of a model with integer activations: `handheld.export.quantize.unsteady.rounding_db` of its outputs."""
 
     def describe(self) -> str:
         """How its inputs were made."""

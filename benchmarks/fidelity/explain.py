@@ -7,7 +7,7 @@ from handheld.benchmarks.cells import ArtifactFolder
 from handheld.benchmarks.fidelity import causes, surgery
 from handheld.benchmarks.fidelity.compare import Parity
 from handheld.benchmarks.fidelity.records import CheckCell, Miss
-from handheld.benchmarks.fidelity.runs import Ran, execute
+from handheld.benchmarks.fidelity.runs import Ran, case_name, execute
 from handheld.benchmarks.fidelity.tolerances import TABLE, Tolerance
 from handheld.errors import HandheldError
 from handheld.export.golden import GoldenData
@@ -36,6 +36,17 @@ def misses(parity: Parity, allowed: Tolerance) -> tuple[Miss, ...]:
         agreed, decidable = parity.top1_agreed, parity.top1_decidable or 0
         found.append(Miss(metric="top1_agreed", title="top-1", value=agreed, limit=decidable, place=parity.worst))
     return tuple(found)
+
+
+def let_pass(parity: Parity, usual_db: float, golden: GoldenData) -> str | None:
+    """Why a file passes that is below the limit of its recipe; None of one that is not."""
+    moved = golden.record.cases[parity.worst_case].rounding_db
+    if parity.psnr_db >= usual_db or moved is None:
+        return None
+    return (
+        f"{parity.psnr_db:.1f} dB pass on {case_name(golden, parity.worst_case)}: there the quantized model itself is "
+        f"{moved:.1f} dB away when its values are rounded to half"
+    )
 
 
 def explained(ran: Ran, golden: GoldenData, target: Target, *, threads: int, timeout: float) -> CheckCell:

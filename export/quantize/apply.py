@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from handheld.errors import HandheldError, unknown
 from handheld.export.quantize import ops
 from handheld.export.quantize.calibration import Range, ranges
-from handheld.export.quantize.kernels import computable
+from handheld.export.quantize.kernels import computable, round_biases
 from handheld.export.quantize.weights import StoredTensor, store
 from handheld.export.recipe import Activations, Recipe, Rule, Weights
 from handheld.export.rewrites import graph
@@ -160,6 +160,7 @@ def quantize(
                     stored = computable(stored, layer.channel_axis, _uses(layer, quantized, seen))
                 _store_weight(module, layer, stored)
         _quantize_values(quantized, seen)
+        round_biases(module)
     module.graph.eliminate_dead_code()
     graph.drop_unused_constants(module)
     module.recompile()

@@ -28,6 +28,7 @@ from handheld.export.quantize.recovery.losses import Loss
 from handheld.export.quantize.recovery.pupil import What
 from handheld.export.quantize.recovery.rounding import Rounding
 from handheld.export.quantize.recovery.steps import recovered
+from handheld.export.quantize.unsteady import rounding_db
 from handheld.export.recipe import Recipe
 from handheld.export.stages import stage_of
 
@@ -162,14 +163,21 @@ def _write_golden(reference: GoldenData, quantized: Program, recipe: Recipe, sha
     record = reference.record
     names = [spec.name for spec in record.inputs]
     cases = [tuple(reference.inputs(index)[name] for name in names) for index in range(len(record.cases))]
+    module = quantized.module()
+    outputs, described = [], []
+    with torch.no_grad():
+        for case, arrays in zip(record.cases, cases, strict=True):
+            given = tuple(map(torch.from_numpy, arrays))
+            results = module(*given)
+            moved = rounding_db(module, given, results) if recipe.activations else None
+            outputs.append(tuple(output.numpy() for output in results))
+            described.append(case.model_copy(update={"rounding_db": moved}))
     made = record.model_copy(
         update={
             "program_sha256": sha256,
             "reference": f"eager PyTorch {torch.__version__}, float32, of the model quantized by {recipe.name}",
+            "cases": tuple(described),
         }
     )
-    module = quantized.module()
-    with torch.no_grad():
-        outputs = [tuple(output.numpy() for output in module(*map(torch.from_numpy, arrays))) for arrays in cases]
     stored = [arrays if case.kind == "stored" else None for arrays, case in zip(cases, record.cases, strict=True)]
     golden.write(folder, made, stored, outputs)

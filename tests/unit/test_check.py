@@ -111,6 +111,41 @@ def test_a_file_no_farther_off_than_the_recipe_is_not_blamed_on_the_conversion(
     assert cell.came_in and "handheld's own rewrites made it wrong" in cell.came_in, "there, nothing is rounded"
 
 
+@pytest.mark.parametrize(
+    ("moved", "error", "limit"),
+    [
+        ({7: 21.0}, 1.6, 18),
+        ({7: 21.0}, -1.6, 18),
+        ({7: 21.0}, 0.0, 25),
+        ({7: 2.0, 6: 23.0}, -1.6, 10),
+        ({7: 21.0}, -3.0, None),
+        ({7: 28.5}, 1.6, None),
+        ({6: 2.0}, 1.6, None),
+        (dict.fromkeys(range(4, 8), 2.0), 1.6, None),
+    ],
+)
+def test_roundings_that_move_the_reference_lower_the_limit_of_that_input(
+    moved: dict[int, float], error: float, limit: float | None, tmp_path: Path
+) -> None:
+    """Of the last input one of seven scores comes out `error` off: 20 dB by 1.6, 14.5 by 3. It may be the best then."""
+    folder = null_models.make(tmp_path / "net", {"a": GOOD})
+    eight = {"weights": {"scheme": "integer"}, "activations": {"bits": 8}}
+    alter(folder / "null-a" / "manifest.json", recipe={"name": "a", "floats": "float32", "rules": [eight]})
+    with np.load(folder / "golden.npz") as held:
+        arrays = dict(held)
+    arrays["7/output/scores"][0, 6] += error
+    np.savez(folder / "golden.npz", allow_pickle=False, **arrays)
+    cases = json.loads((folder / "golden.json").read_text())["cases"]
+    cases = [case | {"rounding_db": moved.get(number, 60.0)} for number, case in enumerate(cases)]
+    alter(folder / "golden.json", cases=cases, arrays_sha256=files.sha256_of_file(folder / "golden.npz"))
+    (cell,) = check(tmp_path).cells
+    assert (cell.status, cell.limit_db) == ("passed", limit) if limit else cell.status == "failed"
+    if limit not in (None, 25):
+        assert cell.reason and "pass on case 7" in cell.reason and f"{moved[7]:.1f} dB away" in cell.reason
+    if limit == 25:
+        assert cell.reason is None
+
+
 def test_golden_data_that_all_contradict_is_odd(tmp_path: Path) -> None:
     null_models.make(tmp_path / "net", {"a": GOOD, "b": GOOD}, offset=0.5)
     report = check(tmp_path)

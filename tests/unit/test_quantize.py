@@ -12,7 +12,10 @@ from handheld.errors import HandheldError
 from handheld.export.metrics import psnr_db
 from handheld.export.program import Program
 from handheld.export.quantize import apply, ops
+from handheld.export.quantize.unsteady import rounding_db
 from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights
+from handheld.export.rewrites import graph
+from handheld.export.rewrites.layers import OPERATORS
 from handheld.models.spec import TensorSpec
 
 W8 = Weights(scheme="integer", bits=8)
@@ -169,6 +172,54 @@ def test_scales_and_zero_points_are_those_of_the_ranges_seen() -> None:
     sixteen = apply.quantize(program, named("w8a16"), [(x,)])
     first = next(node for node in sixteen.exported.graph.nodes if node.target == ops.ACTIVATIONS[0])
     assert first.args[1:3] == (pytest.approx(float(x.abs().max()) / 32767), 0)
+
+
+def test_biases_are_whole_steps_of_their_sums() -> None:
+    """As integer kernels add them. The linear layer is used twice, on inputs of two scales."""
+    program, x = _program()
+    module = apply.quantize(program, named("w8a8"), [(x,)]).module()
+    layers = list(graph.find(module, OPERATORS))
+    assert len(layers) == 4 and len({str(graph.arguments(layer)["bias"]) for layer in layers}) == 4
+    for layer in layers:
+        value, weight = layer.args[:2]
+        scale = graph.constant(weight.args[1])  # type: ignore[union-attr]
+        bias = graph.constant(graph.arguments(layer)["bias"])
+        assert scale is not None and bias is not None
+        steps = bias.double() / (scale.flatten().double() * value.args[1])  # type: ignore[union-attr, operator]
+        torch.testing.assert_close(steps, steps.round(), rtol=1e-6, atol=1e-6)
+        assert steps.round().any()
+    floats = [graph.constant(graph.arguments(layer)["bias"]) for layer in graph.find(program.module(), OPERATORS)]
+    sixteen = apply.quantize(program, named("w8a16"), [(x,)]).module()
+    for layer, expected in zip(graph.find(sixteen, OPERATORS), floats, strict=True):
+        assert torch.equal(graph.constant(graph.arguments(layer)["bias"]), expected)  # type: ignore[arg-type]
+
+
+def test_what_roundings_alone_do_is_told_by_input() -> None:
+    """A norm divides by nothing where its input is constant: there all depends on them."""
+
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(4, 16, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (nn.functional.group_norm(self.layer(x), 16, eps=1e-9),)
+
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    torch.manual_seed(3)
+    specs = TensorSpec("x", (1, 4, 8, 8), "float32"), TensorSpec("y", (1, 16, 6, 6), "float32")
+    program = apply.prepared(Program(torch.export.export(Norm().eval(), (x,)), specs[:1], specs[1:]))
+    quantized = apply.quantize(program, named("w8a8"), [(x,)])
+    flat = torch.ones_like(x)
+
+    def moved(given: torch.Tensor) -> float:
+        with torch.no_grad():
+            return rounding_db(quantized.module(), (given,), quantized.run([given]))
+
+    assert 30 < moved(x) < 80
+    assert moved(flat) < 10
+    assert moved(x) == moved(x)
 
 
 def test_calibration_is_asked_for() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from handheld.errors import HandheldError
 from handheld.export.quantize import ops
+from handheld.export.quantize.kernels import round_biases
 from handheld.export.quantize.pim import PIM, trainable
 from handheld.export.quantize.recovery.sites import sites
 from handheld.export.rewrites import graph
@@ -77,6 +78,7 @@ class Pupil:
         with torch.no_grad():
             for one in self._trained:
                 graph.set_constant(nodes[one.name], one.stored())
+            round_biases(module)
         module.recompile()
         return self._quantized.retraced(module)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from handheld.export.quantize import ops
+from handheld.export.quantize.kernels import round_biases
 from handheld.export.quantize.pim import PIM
 from handheld.export.quantize.recovery.sites import Site, in_step, sites
 from handheld.export.rewrites import graph
@@ -63,6 +64,7 @@ def matched(
             means, shifts, factors = (torch.stack(values) for values in zip(*seen, strict=True))
             mean, factor = means.mean(0), 1 + _certain(factors - 1)
             _correct(site, width, factor, mean + _certain(shifts) - factor * mean)
+    round_biases(after)
     graph.drop_unused_constants(after)
     after.recompile()
     return quantized.retraced(after)
