@@ -32,15 +32,11 @@ def execute(path: Path, held: dict[str, Array]) -> list[Array]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_integer_kernels_round_as_the_hub_does(made: Files, case: str) -> None:
-    """Each of the six layers may be off by one of its own steps, which later ones make a few of the output's.
-
-    The outlier of 1e6 makes 23 of them of one step before it.
-    """
+    """To the step: but for values between two, of which this network has none in a layer of 8 bits."""
     held = made.held(case)
     features, rows = execute(made.path(case, ".pte"), held)
     step = np.diff(np.unique(held["features"])).min()
-    assert np.abs(features - held["features"]).max() <= (24 if "odd" in case else 3.1) * step
-    assert np.abs(features - held["features"]).mean() <= step
+    assert np.abs(features - held["features"]).max() <= 0.1 * step
     assert np.array_equal(rows, held["rows"]), "an embedding makes floats of its integers as the hub does"
 
 

@@ -75,9 +75,9 @@ def test_a_stored_weight_is_the_hubs(name: str, tmp_path: Path) -> None:
             assert found.bits == stored.bits
 
 
-@pytest.mark.parametrize(("name", "limit"), [("w8a8", 40.0), ("w8a16", 70.0)])
+@pytest.mark.parametrize(("name", "limit"), [("w8a8", 110.0), ("w8a16", 110.0)])
 def test_integer_layers(name: str, limit: float, tmp_path: Path) -> None:
-    """onnxruntime rounds in other places than the hub does, by one step of some values at most: see the limits."""
+    """Integer for integer: no value of this network lies between two."""
     path = _file(name, tmp_path)
     assert psnr_db(_expected(name), _outputs(path)) > limit
     pairs = [node for node in quantized(name)[1].exported.graph.nodes if str(node.target).startswith("quantized_dec")]
