@@ -98,6 +98,14 @@ class Weights(Record):
             raise ValueError("table_bits are for tables")
         return self
 
+    @property
+    def apart_bits(self) -> int | None:
+        """n, if each value is 0 or one of 2^n others, which formats can store apart from zeros: of levels that 7 bits
+        hold, and of integers of 2 bits, which are three."""
+        if self.scheme == "levels":
+            return self.bits if self.bits < 7 else None
+        return 1 if (self.scheme, self.bits) == ("integer", 2) else None
+
 
 class Activations(Record):
     """How values between layers are stored: `bits` of integers, of ranges found by calibration."""

@@ -32,11 +32,12 @@ class Parity(Record):
     """How close outputs are to the reference, over all cases and outputs.
 
     `psnr_db` is the worst one, its range the largest magnitude of that reference output, and `worst` says which;
-    `inf` if everything is equal. A case that is granted some dB counts as if it were better by them, and its classes do not count. `snr_db` and `cosine` are the worst ones too. `max_error` is the largest absolute
-    error, `largest_error` its place; `relative_error` is the largest over the largest magnitude of its reference
-    output; `mean_error` is the mean absolute error of the output where that is largest. `top1_agreed` of
-    `top1_decidable` inputs have the reference's best class, counting those whose two best differ by at least
-    `TOP1_MARGIN`; in `top5_agreed` of them it is among the five best (None if the model is no classifier).
+    `inf` if everything is equal. A case that is granted some dB counts as if it were better by them, and its classes do
+    not count. `snr_db` and `cosine` are the worst ones too. `max_error` is the largest absolute error, `largest_error`
+    its place; `relative_error` is the largest over the largest magnitude of its reference output; `mean_error` is the
+    mean absolute error of the output where that is largest. `top1_agreed` of `top1_decidable` inputs have the
+    reference's best class, counting those whose two best differ by at least `TOP1_MARGIN`; in `top5_agreed` of them it
+    is among the five best (None if the model is no classifier).
     """
 
     psnr_db: float

@@ -77,8 +77,8 @@ TABLE: dict[str, Tolerance] = {
     INTEGERS: Tolerance(
         25.0,
         "integer kernels round sums that the reference rounds in floats: a value on the border of two steps differs by "
-        "one here and there, and more behind many layers. Files measured here are equal to the reference on most inputs, "
-        "and read 27-79 dB on others; those that compute in half between layers 24-60",
+        "one here and there, and more behind many layers. Files measured here are equal to the reference on most "
+        "inputs, and read 27-79 dB on others; those that compute in half between layers 24-60",
     ),
 }
 """What a recipe computes with (`Recipe.floats`, or `INTEGERS`) -> what is close enough."""

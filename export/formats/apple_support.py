@@ -76,6 +76,10 @@ def _newest(weights: Weights | None, integers: tuple[int, ...], beside: str) -> 
         return _native(f"{zeros}{weights.bits}-bit indices into a table{values}")
     bits = weights.bits + (weights.scheme == "levels")
     width = next(wide for wide in WIDTHS if wide >= bits)
+    narrow = next(wide for wide in WIDTHS if wide >= (weights.apart_bits or 8))
+    if narrow < width:
+        how = f"a bit mask of zeros, and {narrow}-bit indices of the rest into a table"
+        return _native(how) if weights.scheme == "levels" else _equivalent(f"{how}; {width}-bit integers where smaller")
     whole = width in integers
     how = f"{zeros}{width}-bit integers" if whole else f"{zeros}{width}-bit indices into {beside.format(width=width)}"
     return _native(how) if width == bits and (whole or weights.scheme == "levels") else _equivalent(how)

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from handheld.export.formats.packing import packed
-from handheld.export.formats.quantized_weights import Array, as_table, constants, name_of, stored, width
+from handheld.export.formats.quantized_weights import (
+    Array,
+    as_table,
+    constants,
+    name_of,
+    stored,
+    width,
+    zeros_apart,
+)
 from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor
 
@@ -49,7 +57,10 @@ def _weight(stored: StoredTensor, name: str) -> Any:
     values, bits = stored.values.numpy(), stored.bits
     table = None if stored.table is None else stored.table.numpy()
     mask = None if stored.mask is None else stored.mask.numpy().astype(bool)
-    if table is None and stored.scale is not None:
+    if table is None and stored.scale is not None and (apart := zeros_apart(values, bits)):
+        mask, values, table = apart
+        bits = width(bits - 1)
+    elif table is None and stored.scale is not None:
         bits = width(bits)
         if bits not in INTEGERS or (mask is not None and bits < 8):  # sparse integers have 8 bits
             values, table = as_table(values, bits)

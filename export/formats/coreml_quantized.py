@@ -14,7 +14,7 @@ import torch
 from handheld.errors import HandheldError
 from handheld.export.formats.apple_support import WIDTHS
 from handheld.export.formats.packing import packed
-from handheld.export.formats.quantized_weights import as_table, name_of
+from handheld.export.formats.quantized_weights import as_table, name_of, width, zeros_apart
 from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor
 
@@ -74,9 +74,13 @@ def _newer(name: str, values: Array, bits: int, scale: Array | None, table: Arra
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 as all do
 
     if table is None and scale is not None:
-        bits = _width(bits, values.size, scale.size)
-        if bits not in INTEGERS:
-            values, table = as_table(values, bits)
+        if apart := zeros_apart(values, bits, tables=scale.size):
+            mask, values, table = apart
+            bits = width(bits - 1)
+        else:
+            bits = _width(bits, values.size, scale.size)
+            if bits not in INTEGERS:
+                values, table = as_table(values, bits)
     if values.dtype.kind != "f":
         values = values.astype(_narrow(bits, signed=table is None))
     lut = None if table is None else _scaled_table(table, scale)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from handheld.export.formats.quantized_weights import zeros_apart
 from handheld.export.formats.stored import Array
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ class _Dense:
             made = self._lookup(array_of(node.inputs[0]), array_of(node.inputs[1]), self._bits(node), mask)
             made = made if scale is None else self._cast(made)
         elif node.op_type == "Dequantize":
-            made = self._cast(self._elements(array_of(node.inputs[0]), self._bits(node), mask))
+            values, bits = array_of(node.inputs[0]), self._bits(node)
+            if apart := zeros_apart(values, bits, widths=range(1, 9)):
+                mask, indices, table = apart
+                made = self._cast(self._lookup(indices, table, bits - 1, mask))
+            else:
+                made = self._cast(self._elements(values, bits, mask))
         else:
             made = self._elements(array_of(node.inputs[0]), 32, mask)
         if scale is not None:

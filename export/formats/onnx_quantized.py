@@ -219,11 +219,12 @@ def _kind(weights: Weights | None, activations: Activations | None) -> tuple[boo
         )
         return True, f"QuantizeLinear and DequantizeLinear around layers, activations {width}{stored}"
     assert weights is not None
-    zeros = "a mask of bits, " if weights.sparsity else ""
-    bits = weights.bits + (weights.scheme == "levels")
     if weights.scheme == "float":
         return False, "a mask of bits and the values that are not 0, put together when the file is loaded"
+    apart, looked_up = weights.apart_bits, weights.scheme == "table" or weights.apart_bits is not None
+    zeros = "a mask of bits, " if weights.sparsity or apart else ""
+    bits = apart or weights.bits + (weights.scheme == "levels")
     whole = bits in (4, 8)
-    type_ = f"{'u' if weights.scheme == 'table' else ''}int{bits}" if whole else f"{bits} planes of bits"
-    made = "Gather from tables" if weights.scheme == "table" else "Cast and Mul"
-    return whole and weights.scheme != "table" and not zeros, f"{zeros}{type_}, dense by {made} when the file is loaded"
+    type_ = f"{'u' if looked_up else ''}int{bits}" if whole else f"{bits} plane{'s' * (bits > 1)} of bits"
+    made = "Gather from tables" if looked_up else "Cast and Mul"
+    return whole and not looked_up and not zeros, f"{zeros}{type_}, dense by {made} when the file is loaded"

@@ -83,5 +83,6 @@ def _steps(layer: "Node") -> "Tensor | None":
         return None
     if value.target is not ops.ACTIVATIONS[1] or value.args[5] is not torch.int8 or weight.target is not ops.WEIGHTS[0]:
         return None
-    scale = graph.constant(weight.args[1])
-    return None if scale is None or graph.constant(weight.args[0]) is None else scale.flatten().double() * value.args[1]
+    scale, step = graph.constant(weight.args[1]), value.args[1]
+    assert isinstance(step, float)
+    return None if scale is None or graph.constant(weight.args[0]) is None else scale.flatten().double() * step

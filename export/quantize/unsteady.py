@@ -1,7 +1,7 @@
 """What roundings alone do to the outputs of a quantized program, input by input.
 
-A value on the border of two integers becomes one or the other by how a runtime rounds, and that is a whole step. Where a
-network then divides by a variance near 0, as group norms do of constant inputs, a step becomes a large part of the
+A value on the border of two integers becomes one or the other by how a runtime rounds, and that is a whole step. Where
+a network then divides by a variance near 0, as group norms do of constant inputs, a step becomes a large part of the
 result. No conversion is at fault there, and no two correct runtimes need to agree: so how much it is, is measured.
 """
 

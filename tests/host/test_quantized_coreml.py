@@ -2,10 +2,12 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lean_coremltools import coremltools
 from quantized_apple import (
     check_activations,
@@ -64,9 +66,11 @@ def check(recipe: Recipe, folder: Path, target: str, network: str = "layers", fl
     for name, expected in expected_weights(recipe, network).items():
         check_weight(found[name], expected, half=half, exact=native or target == "iOS18")
         if native:
-            tables = 8 * expected.scale.numel() if expected.scale is not None else 0  # of integers of 3 bits, a channel
-            room = ideal_bytes(expected, max(expected.bits, 3), 2 if half else 4) + tables
-            assert found[name].size_bytes <= room * 1.03 + 128
+            mask, made = found[name].mask, found[name].scheme == "table" and expected.table is None
+            held = replace(expected, mask=None if mask is None else torch.from_numpy(mask))
+            tables = 2 ** found[name].bits * expected.scale.numel() if made and expected.scale is not None else 0
+            for room in (ideal_bytes(held, found[name].bits, 2 if half else 4) + tables, ideal_bytes(expected, 8, 4)):
+                assert found[name].size_bytes <= room * 1.03 + 128
     check_activations(stored, quantized)
     assert size_bytes(path) - sum(weight.size_bytes for weight in stored.weights) < 64 << 10
     return path

@@ -24,7 +24,7 @@ INTEGERS = {"plain:w8a8": 8, "plain:w8a16": 8, "plain:w4ca8": 4, "odd:w8a8": 8, 
 
 STEPS = {"plain:w8a16": 3, "plain:w4ca8": 1}
 """How many steps of the output the file may be off: a kernel rounds a product of scales to 31 bits and its result to
-the nearest integer, which is another where it lies between two. Steps of 16 bits are 256 times as fine. Others: none."""
+the nearest integer, which is another where it lies between two. Steps of 16 bits are 256 times as fine. Others: 0."""
 
 
 @pytest.fixture(scope="module")
