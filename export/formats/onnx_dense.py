@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ELEMENTS, MASK, TABLE, SCALE = "elements", "mask", "table", "scale"
 """What ends the names of a weight's integers (or floats), and of what belongs to them: so they are found in a file."""
 
+WHOLE = (4, 8)
+"""Bits of integers that ONNX has a type for, and onnxruntime a `Cast`."""
+
 
 def write(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
     """Replace a node that stands for one of our operators by ONNX's own, and the constants that it takes."""
@@ -55,6 +58,8 @@ class _Dense:
             if apart := zeros_apart(values, bits, widths=range(1, 9)):
                 mask, indices, table = apart
                 made = self._cast(self._lookup(indices, table, bits - 1, mask))
+            elif mask is None and bits in WHOLE:
+                made = self._cast(self._stored(values, bits), name=ELEMENTS)
             else:
                 made = self._cast(self._elements(values, bits, mask))
         else:
@@ -79,6 +84,8 @@ class _Dense:
 
         With a mask, only what is not 0 is stored: the mask counts where each belongs; between, the one before stands.
         """
+        if mask is None and bits in WHOLE:
+            return self._whole(values, bits, name=ELEMENTS)
         kept = values if mask is None else np.concatenate([values.reshape(-1)[:1] * 0, values[mask > 0]])
         made = self._constant("values", kept) if bits == 32 else self._integers(kept, bits)
         if mask is not None:
@@ -95,13 +102,16 @@ class _Dense:
 
     def _integers(self, values: Array, bits: int) -> "onnx_ir.Value":
         """Integers in int32, stored in a type of `bits` if there is one, else in planes."""
-        import onnx_ir
-
-        if bits in (4, 8):
-            return self._op("Cast", [self._stored(values, bits)], {"to": onnx_ir.DataType.INT32})
+        if bits in WHOLE:
+            return self._whole(values, bits)
         least = -(2 ** (bits - 1)) if values.dtype == np.int8 else 0
         made = self._planes((values.astype(np.int16) - least).astype(np.uint8), bits)
         return self._op("Add", [made, self._constant("least", np.array(least, np.int32))]) if least else made
+
+    def _whole(self, values: Array, bits: int, name: str = "") -> "onnx_ir.Value":
+        import onnx_ir
+
+        return self._op("Cast", [self._stored(values, bits)], {"to": onnx_ir.DataType.INT32}, name=name)
 
     def _lookup(self, indices: Array, table: Array, bits: int, mask: Array | None) -> "onnx_ir.Value":
         """`Gather` from all tables laid end to end."""
@@ -155,10 +165,10 @@ class _Dense:
             flat = self._op("Slice", [flat, self._shape((0,)), self._shape((values.size,))])
         return flat
 
-    def _cast(self, value: "onnx_ir.Value") -> "onnx_ir.Value":
+    def _cast(self, value: "onnx_ir.Value", name: str = "") -> "onnx_ir.Value":
         import onnx_ir
 
-        return self._op("Cast", [value], {"to": onnx_ir.DataType.FLOAT})
+        return self._op("Cast", [value], {"to": onnx_ir.DataType.FLOAT}, name=name)
 
     def _shape(self, sizes: Sequence[int]) -> "onnx_ir.Value":
         return self._constant("shape", np.array(sizes, np.int64))

@@ -65,15 +65,12 @@ class _Reader:
             values = self._value(name)
             return StoredWeight(name, "float", 16 if size < 4 * values.size else 32, values, size)
         table, scale = (self._constant(constants, role) for role in (TABLE, SCALE))
-        scheme: Literal["float", "integer", "table"] = "table" if table is not None else "integer"
-        if elements.dtype.kind == "f":
-            scheme = "float"
-        else:
-            elements = elements.astype(np.uint8 if table is not None else np.int8)
-        bits = self._stored_bits(constants) if scheme != "float" else 32
+        bits = self._stored_bits(constants)
+        whole: Literal["integer", "table"] = "integer" if table is None else "table"
+        elements = elements if bits == 32 else elements.astype(np.int8 if table is None else np.uint8)
         return StoredWeight(
             name,
-            scheme,
+            "float" if bits == 32 else whole,
             bits,
             elements,
             size,
@@ -105,7 +102,9 @@ class _Reader:
         return next((self._array(name) for name in names if name.endswith(f".{role}")), None)
 
     def _stored_bits(self, names: set[str]) -> int:
-        """Of the constant that holds a weight's integers: of a mask beside it, only the width is 1 plane."""
+        """Of the constant that holds a weight's elements: of a mask beside it, only the width is 1 plane."""
+        if any(name.endswith(".values") for name in names):
+            return 32
         planes = [self._array(name) for name in names if name.endswith(".planes")]
         whole = [self._array(name) for name in names if name.endswith(".q")]
         return _bits(whole[0]) if whole else max(array.shape[-1] for array in planes)
