@@ -34,6 +34,9 @@ def written(program: "Program") -> "Program":
             if graph.operator(user) == "embedding.default":
                 _embed(user, weight)
                 continue
+            if graph.operator(user) == "add.Tensor":
+                user.replace_input_with(weight.node, _dequantized_whole(user, weight))
+                continue
             user.replace_input_with(weight.node, _dequantized(user, weight))
             if graph.operator(user) == "linear.default" and user.args[0].target is not ops.ACTIVATIONS[1]:  # type: ignore[union-attr]
                 _add_bias_after(user)
@@ -62,6 +65,20 @@ def _dequantized(user: "Node", weight: MadeWeight) -> "Node":
     operator = torch.ops.quantized_decomposed.dequantize_per_channel.default
     with user.graph.inserting_before(user):
         made = user.graph.call_function(operator, (*constants, axis, -127, 127, torch.int8))
+    made.meta["val"] = weight.node.meta["val"]
+    return made
+
+
+def _dequantized_whole(user: "Node", weight: MadeWeight) -> "Node":
+    """What makes a constant of one scale, which the delegate takes with the operator that adds it."""
+    from handheld.export.quantize import ops
+
+    assert weight.scale is not None
+    values = graph.add_constant(user, weight.values, f"{weight.path}_values")
+    with user.graph.inserting_before(user):
+        made = user.graph.call_function(
+            ops.ACTIVATIONS[1], (values, float(weight.scale), 0, -127, 127, values.meta["val"].dtype)
+        )
     made.meta["val"] = weight.node.meta["val"]
     return made
 

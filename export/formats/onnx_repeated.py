@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir
 
 SMALLEST, LARGEST = 2048, 1 << 22
 """Elements of the constants that are looked at: what a smaller one could save is not worth a node."""
 
-WORTH = 2
+WORTH = 1.5
 """A constant is taken apart if that makes it so many times as small."""
 
 SAMPLE = 2048
@@ -21,8 +22,8 @@ SAMPLE = 2048
 
 
 def gather(model: Any) -> None:
-    """Rewrite the float constants of an `onnx_ir.Model` that are added to something (weights and their scales are not)
-    and repeat themselves.
+    """Rewrite the constants of an `onnx_ir.Model`, floats or integers of 8 bits, that are added to something (weights
+    and their scales are not) and repeat themselves.
 
     The values stay as they are to the bit, and onnxruntime computes with what it did before: it folds a `Gather` of
     constants when it loads the file.
@@ -32,8 +33,8 @@ def gather(model: Any) -> None:
     graph, made = model.graph, []
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        added = all(use.node.op_type == "Add" for use in value.uses()) and not value.is_graph_output()
-        if not added or tensor.dtype != onnx_ir.DataType.FLOAT or not SMALLEST <= tensor.size <= LARGEST:
+        known = tensor.dtype in (onnx_ir.DataType.FLOAT, onnx_ir.DataType.INT8)
+        if not known or not SMALLEST <= tensor.size <= LARGEST or not _added(value):
             continue
         found = taken_apart(tensor.numpy())
         if not found:
@@ -54,6 +55,14 @@ def gather(model: Any) -> None:
         graph.insert_before(graph[0], made)
 
 
+def _added(value: "onnx_ir.Value") -> bool:
+    """Whether a constant is added and nothing else, in floats that may be made of it."""
+    uses = [use.node for use in value.uses()]
+    made = [node.outputs[0] for node in uses if node.op_type in ("Cast", "Mul", "DequantizeLinear")]
+    others = [node for node in uses if node.outputs[0] not in made]
+    return not value.is_graph_output() and all(node.op_type == "Add" for node in others) and all(map(_added, made))
+
+
 def taken_apart(array: "np.ndarray[Any, Any]") -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None":
     """`table` and `index` (int32) whose `numpy.take(table, index, axis=-1)` is `array`, if they are small; else None.
 
@@ -62,8 +71,8 @@ def taken_apart(array: "np.ndarray[Any, Any]") -> "tuple[np.ndarray[Any, Any], n
     """
     import numpy as np
 
-    bits = np.ascontiguousarray(array).view(np.int32)  # -0.0 is not 0.0, and each NaN is itself
-    if len(np.unique(bits.reshape(-1)[:SAMPLE])) > min(SAMPLE, bits.size) // WORTH:
+    bits = np.ascontiguousarray(array).view(f"i{array.itemsize}")  # -0.0 is not 0.0, and each NaN is itself
+    if len(np.unique(bits.reshape(-1)[:SAMPLE])) > min(SAMPLE, bits.size) / WORTH:
         return None
     best = None
     for leading in range(1, array.ndim):

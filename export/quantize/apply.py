@@ -40,6 +40,15 @@ SHARED = (
 )
 """Operators that give out the scale that they take."""
 
+CONSTANT = "constant"
+"""What recipes call a constant that is added."""
+
+AS_CONSTANT = Weights(scheme="integer", bits=8, per="tensor")
+"""How it is stored, if at all: its axes are no channels to a kernel."""
+
+LARGEST_ADDED = 1e4
+"""Beyond it a constant is a mask, whose steps would swallow whatever else is in it."""
+
 FUSED = ("relu.default", "hardtanh.default", "clamp.default", "relu6.default")
 """Operators that kernels do at the end of a layer: between the two nothing is rounded."""
 
@@ -104,13 +113,28 @@ def layers(module: "GraphModule") -> list[Layer]:
     ]
 
 
+def constants(module: "GraphModule") -> list[Layer]:
+    """The constants of a prepared program's module that are added to values and nothing else, such as attention biases
+    and position embeddings, in the order in which they are used."""
+    found = []
+    for node in module.graph.find_nodes(op="get_attr"):
+        tensor, users = graph.constant(node), tuple(node.users)
+        if tensor is None or is_table(str(node.target)) or not tensor.is_floating_point():
+            continue
+        added = all(graph.operator(user) == "add.Tensor" and len(user.all_input_nodes) == 2 for user in users)
+        if users and added and tensor.abs().max() <= LARGEST_ADDED:  # no number is not
+            name = str(node.target)
+            found.append(Layer(name.removeprefix("module."), CONSTANT, name, tuple(tensor.shape), 0, users))
+    return found
+
+
 def _argument(node: "Node", target: str) -> "Node":
     return next(given for given in node.all_input_nodes if str(given.target) == target)
 
 
 def assignment(found: Iterable[Layer], recipe: Recipe) -> dict[str, Rule]:
     """Weight -> the rule that it gets. Weights below `recipe.smallest` get none, unless their activations are in
-    integers too.
+    integers too; constants get none but that stores integers of 8 bits.
 
     Raises `HandheldError` for a rule whose modules match no layer of the model at all.
     """
@@ -123,8 +147,14 @@ def assignment(found: Iterable[Layer], recipe: Recipe) -> dict[str, Rule]:
     return {
         layer.weight: rule
         for layer, rule in chosen.items()
-        if rule and (rule.activations or (rule.weights and layer.elements >= recipe.smallest))
+        if rule and (_stores_constants(rule) if layer.operator == CONSTANT else rule.activations or rule.weights)
+        if layer.elements >= recipe.smallest or (rule.activations and layer.operator != CONSTANT)
     }
+
+
+def _stores_constants(rule: Rule) -> bool:
+    how = rule.weights
+    return how is not None and (how.scheme, how.bits, how.sparsity) == ("integer", 8, None)
 
 
 Store = Callable[[Layer, "Tensor", Weights], StoredTensor]
@@ -154,7 +184,9 @@ def quantize(
         seen = ranges(module, {node: group.how for node, group in quantized.items()}, batches) if quantized else {}
         for layer in found:
             rule = rules.get(layer.weight)
-            if rule and rule.weights:
+            if rule and layer.operator == CONSTANT:
+                _store_weight(module, layer, plain_store(layer, _tensor(layer), AS_CONSTANT))
+            elif rule and rule.weights:
                 stored = store(layer, _tensor(layer), rule.weights)
                 if rule.activations and rule.activations.bits == 8:
                     stored = computable(stored, layer.channel_axis, _uses(layer, quantized, seen))
@@ -170,20 +202,21 @@ def quantize(
 def plan(
     program: "Program", recipe: Recipe, batches: "Sequence[Sequence[Tensor]]"
 ) -> "tuple[GraphModule, list[Layer], dict[str, Rule], dict[Node, _Group]]":
-    """The module of a prepared program, its layers, the rule of each weight, and the values that become integers.
+    """The module of a prepared program, its layers and constants, the rule of each, and values that become integers.
 
     Raises `HandheldError` for a rule that matches nothing, and for calibration data that is missing.
     """
     module = program.module()
     found = layers(module)
-    rules = assignment(found, recipe)
+    every = [*found, *constants(module)]
+    rules = assignment(every, recipe)
     quantized = _quantized_values(module, found, rules)
     if quantized and not batches:
         raise HandheldError(
             f"recipe {recipe.name} needs calibration data: inputs to find the ranges of activations with.",
             hint=CALIBRATE_HINT,
         )
-    return module, found, rules, quantized
+    return module, every, rules, quantized
 
 
 def _tensor(layer: Layer) -> "Tensor":

@@ -116,8 +116,9 @@ def _quantized(
 def departures(program: Program, recipe: Recipe) -> tuple[str, ...]:
     """Which layers of a prepared program are not stored as their rule says, for they are too small or their shape does
     not allow it."""
-    found = apply.layers(program.module())
-    rules = apply.assignment(found, recipe)
+    module = program.module()
+    found = apply.layers(module)
+    rules = apply.assignment([*found, *apply.constants(module)], recipe)
     which: dict[str, list[str]] = {}
     for layer in found:
         rule = recipe.rule(layer.module, layer.operator)

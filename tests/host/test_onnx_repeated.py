@@ -12,6 +12,7 @@ from handheld.export.formats.base import Options
 from handheld.export.formats.onnx import ONNX
 from handheld.export.formats.onnx_repeated import taken_apart
 from handheld.export.program import Program
+from handheld.export.quantize import apply as quantizing
 from handheld.export.rewrites import apply
 from handheld.models.spec import TensorSpec
 
@@ -54,22 +55,25 @@ class Biased(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.onnx uses what torch deprecates
-@pytest.mark.parametrize("floats", ["fp32", "fp16"])
-def test_a_file_holds_it_once_and_computes_as_before(floats: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["fp32", "fp16", "w8"])
+def test_a_file_holds_it_once_and_computes_as_before(how: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Biased().eval(), torch.randn(1, 8, 49, 49)
-    if floats == "fp16":
+    if how == "fp16":
         net.table.data = net.table.data.half().float()
     spec = TensorSpec("x", tuple(x.shape), "float32")
     exported = torch.export.export(net, (x,))
     program = Program(exported, (spec,), (TensorSpec("y", tuple(x.shape), "float32"),))
+    if how == "w8":
+        program = quantizing.quantize(quantizing.prepared(program), recipe.named(how))
     path = tmp_path / "biased.onnx"
-    ONNX().convert(apply(program, "onnx")[0], recipe.named(floats), path, Options())
-    assert path.stat().st_size < 14_000, "19,208 values would be 77 kB, 38 in half"
+    ONNX().convert(apply(program, "onnx")[0], recipe.named(how), path, Options())
+    assert path.stat().st_size < 14_000, "19,208 values would be 77 kB, 38 in half, 19 in integers"
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"x": x.numpy()})
-    assert np.array_equal(got, net(x)[0].detach().numpy())
+    assert np.array_equal(got, program.run([x])[0].numpy())
+    assert np.allclose(got, net(x)[0].detach().numpy(), atol=0.02)
     assert [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node] == ["Add"], "folded when loaded"

@@ -17,8 +17,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("quantized")
 
 
-def _export(place: Path, *arguments: str) -> Any:
-    done = handheld("export", WIDE, "--out", str(place / "out"), *arguments, "--json", cache=place / "cache")
+def _export(place: Path, *arguments: str, network: str = WIDE) -> Any:
+    done = handheld("export", network, "--out", str(place / "out"), *arguments, "--json", cache=place / "cache")
     assert done.returncode == 0, done.stderr
     return {cell["format"]: cell for cell in document(done)["cells"]}
 
@@ -63,6 +63,25 @@ def test_a_recipe_of_rules_and_what_a_file_then_holds(place: Path) -> None:
     again = _export(place, "--recipe", str(path), "--to", "onnx")["onnx"]
     shown = document(handheld("show", again["artifact"], "--json", cache=place / "cache"))
     assert [layer["scheme"] for layer in shown["layers"] if layer["elements"] == 576] == ["float"]
+
+
+def test_large_constants_are_integers_of_8_bits_beside_weights_that_are(place: Path) -> None:
+    """Attention biases and the embeddings of places, 18,432 numbers: unless a rule leaves them in floats."""
+    kept = place / "kept.toml"
+    kept.write_text(
+        "[[rules]]\noperators = ['constant']\n[[rules]]\nweights = { scheme = 'integer' }\nactivations = { bits = 8 }\n"
+    )
+    network = TINY.replace("tiny_net.py", "tiny_net.py:placed")
+    given = ("--calibrate", "drawn:4", "--recipe")
+    whole = _export(place, *given, str(kept), network=network)
+    small = _export(place, *given, "w8a8", network=network)
+    for name in FORMATS:
+        floats = 2 if name in ("coreml", "coreai") else 4
+        saved = whole[name]["size_bytes"] - small[name]["size_bytes"]
+        assert 0.95 * (floats - 1) * 18432 < saved < 1.05 * (floats - 1) * 18432, name
+    done = handheld("check", str(place / "out" / "placed"), "--json", cache=place / "cache")
+    assert done.returncode == 0, done.stdout
+    assert len(document(done)["cells"]) == 2 * len(FORMATS)
 
 
 def test_a_dry_run_says_how_each_format_does_it_and_what_is_left_out(place: Path) -> None:

@@ -88,3 +88,35 @@ def wide() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     network = Wide().eval()
     apply_probe_weights(network)
     return network, {"image": torch.linspace(-1, 1, 768).view(1, 3, 16, 16)}
+
+
+class Placed(nn.Module):
+    """Attention over 64 pixels with a bias for each pair of them, and an embedding of each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, stride=2, padding=1)
+        self.places = nn.Parameter(torch.zeros(64, 32))
+        self.qkv = nn.Linear(32, 96)
+        self.bias = nn.Parameter(torch.zeros(4, 64, 64))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """`image` (1, 3, 16, 16) float32."""
+        x = self.stem(image).flatten(2).transpose(1, 2) + self.places
+        q, k, v = self.qkv(x).reshape(1, 64, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(q @ k.transpose(-1, -2) * 0.35 + self.bias, -1)
+        x = x + (weights @ v).transpose(1, 2).reshape(1, 64, 32)
+        scores: torch.Tensor = self.head(x.mean(1))
+        return scores
+
+
+def placed() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The network with probe weights, constants far from 0 and one sample."""
+    network = Placed().eval()
+    apply_probe_weights(network)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for constant in (network.places, network.bias):
+            constant.copy_(torch.randn(constant.shape, generator=generator))
+    return network, {"image": torch.linspace(-1, 1, 768).view(1, 3, 16, 16)}

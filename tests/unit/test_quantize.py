@@ -194,6 +194,40 @@ def test_biases_are_whole_steps_of_their_sums() -> None:
         assert torch.equal(graph.constant(graph.arguments(layer)["bias"]), expected)  # type: ignore[arg-type]
 
 
+def test_large_constants_that_are_added_become_integers() -> None:
+    """One scale for all; not masks, not what is small or multiplied, not beside other forms of weights."""
+
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(1)
+            for name in ("bias", "both", "mask", "factor"):
+                self.register_buffer(name, torch.randn(2, 64, 64, generator=generator))
+            self.register_buffer("few", torch.randn(64, generator=generator))
+            self.mask.view(-1)[::7] = -torch.inf  # type: ignore[operator, union-attr]
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            x = self.layer(x + self.bias + self.both) * self.factor + self.few
+            return (torch.softmax(x + self.mask, -1) + torch.relu(self.both * x),)
+
+    x = torch.randn(2, 64, 64)
+    specs = TensorSpec("x", (2, 64, 64), "float32"), TensorSpec("y", (2, 64, 64), "float32")
+    program = apply.prepared(Program(torch.export.export(Added().eval(), (x,)), specs[:1], specs[1:]))
+    assert [one.module for one in apply.constants(program.module())] == ["bias", "few"]
+    bias = next(graph.constant(n) for n in program.module().graph.nodes if n.target == "bias")
+    for name, becomes in {"w8": True, "w8a8": True, "w4c": False, "lut8": False, "sparse50-w8": False}.items():
+        quantized = apply.quantize(program, named(name), [(x,)])
+        found = [c for node, c in ops.chains(quantized.module().graph).items() if c.values.target == "bias_values"]
+        assert len(found) == becomes, name
+        assert becomes or any(node.target == "bias" for node in quantized.module().graph.nodes)
+    stored = apply.quantize(program, named("w8"))
+    (made,) = [node for node, c in ops.chains(stored.module().graph).items() if c.values.target == "bias_values"]
+    scale = graph.constant(made.args[1])  # type: ignore[arg-type]
+    assert scale is not None and scale.numel() == 1 and bias is not None
+    assert float(scale) == pytest.approx(float(bias.abs().max()) / 127, rel=0.07)
+
+
 def test_what_roundings_alone_do_is_told_by_input() -> None:
     """A norm divides by nothing where its input is constant: there all depends on them."""
 
