@@ -50,6 +50,8 @@ RECIPES = ("fp32", "w8", "w8a8", "w4", "export/recipes/lut6_depthwise8.toml", "l
 FORMATS = ("onnx", "litert", "coreml", "executorch", "coreai")
 IN_FULL = ("coreai",)
 """Formats whose runtime here computes half very slowly: their floats stay float32, their integers are the same."""
+WHOLE = ("litert", "executorch")
+"""Formats that have integers of 2, 4 and 8 bits, and nothing to make others of before a run."""
 HUB = accuracy_report.HUB
 
 
@@ -120,7 +122,8 @@ class Study:
                     cell = self._cell(cell, find(place, [made.name])[0], made.size_bytes)
                     if hub and cell.status == "made":
                         half = floats == "float16" and chosen.quantizes
-                        cell = cell.model_copy(update={"ideal_bytes": ideal_bytes(hub, 2 if half else 4)})
+                        ideal = ideal_bytes(hub, 2 if half else 4, whole=made.format in WHOLE)
+                        cell = cell.model_copy(update={"ideal_bytes": ideal})
                 found.append(cell)
         except HandheldError as error:
             done_already = {cell.format for cell in found}
@@ -235,9 +238,10 @@ def entry_of(sha256: str) -> tuple[Path, ProgramRecord]:
     raise HandheldError("the cache lost the program while it was studied.", hint="Start again.")
 
 
-def ideal_bytes(program: "Program", float_bytes: int) -> int:
+def ideal_bytes(program: "Program", float_bytes: int, *, whole: bool = False) -> int:
     """What a program's constants take by the arithmetic of their bits, scales and tables included; other floats take
-    `float_bytes` each. Levels take the information that is in them: 2^b + 1 of them log2(2^b + 1) bits."""
+    `float_bytes` each. Levels take the information that is in them: 2^b + 1 of them log2(2^b + 1) bits, or, in a format
+    that has `whole` integers only, the 2, 4 or 8 that hold so much."""
     from handheld.export.quantize import ops
     from handheld.export.rewrites import graph
 
@@ -254,7 +258,9 @@ def ideal_bytes(program: "Program", float_bytes: int) -> int:
             if (values := graph.constant(stored)) is not None:
                 width = 1 if node.target is ops.WEIGHTS[2] else node.args[-1]
                 used = int(values.max()) - int(values.min()) + 1 if values.numel() else 0
-                bits[str(stored.target)] = math.log2(used) if used == 2 ** (width - 1) + 1 else width
+                levels = used == 2 ** (width - 1) + 1
+                least = next(wide for wide in (1, 2, 4, 8) if wide >= width) if whole else math.log2(used)
+                bits[str(stored.target)] = least if levels else width
     return math.ceil(sum(bits[target] * count / 8 for target, count in elements.items()))
 
 

@@ -224,13 +224,13 @@ HEAD = """\
 Written by `make accuracy`. Every file ran on the host with the same inputs; each row is compared with the float model
 in eager PyTorch. `hub` is the quantized program itself in eager PyTorch, which every file of its recipe is made from:
 "to the hub" says how far a file is from it. PSNR: the range is the largest magnitude of the float model's outputs.
-"bits' arithmetic": the elements times their bits, with scales, tables, biases and what stays in floats (levels count
-log2(2^b + 1) bits). Core ML files store other floats in float16; Core AI files keep them in float32 here, for its
-interpreter computes half too slowly; runtimes that are slow here get fewer of the inputs. "than floats": a file's PSNR
-to the truth less the float model's, for the same inputs. Milliseconds: the median of one thread with its 95 % interval,
-each file by itself at some time of a long run on a machine that does other things too. They are for an order of
-magnitude; docs/versus_quantized.md has ratios of files measured in turn. Core ML and Core AI run in references here and
-are not timed. Basis: host.
+"bits' arithmetic": the elements times their bits, with scales, tables, biases and what stays in floats (2^b + 1 levels
+count log2(2^b + 1) bits; in LiteRT, which has integers of 2, 4 and 8 bits and nothing between, those). Core ML files
+store other floats in float16; Core AI files keep them in float32 here, for its interpreter computes half too slowly;
+runtimes that are slow here get fewer of the inputs. "than floats": a file's PSNR to the truth less the float model's,
+for the same inputs. Milliseconds: the median of one thread with its 95 % interval, each file by itself at some time of
+a long run on a machine that does other things too. They are for an order of magnitude; docs/versus_quantized.md has
+ratios of files measured in turn. Core ML and Core AI run in references here and are not timed. Basis: host.
 """
 
 ABOUT = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from handheld.export.formats.packing import packed
+from handheld.export.formats.packing import packed, zeros_apart
 from handheld.export.formats.quantized_weights import (
     Array,
     as_table,
@@ -17,7 +17,6 @@ from handheld.export.formats.quantized_weights import (
     name_of,
     stored,
     width,
-    zeros_apart,
 )
 from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor

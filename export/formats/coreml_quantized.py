@@ -13,8 +13,8 @@ import torch
 
 from handheld.errors import HandheldError
 from handheld.export.formats.apple_support import WIDTHS
-from handheld.export.formats.packing import packed
-from handheld.export.formats.quantized_weights import as_table, name_of, width, zeros_apart
+from handheld.export.formats.packing import packed, zeros_apart
+from handheld.export.formats.quantized_weights import as_table, name_of, width
 from handheld.export.quantize import ops
 from handheld.export.quantize.weights import StoredTensor
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from handheld.export.formats.quantized_weights import zeros_apart
+from handheld.export.formats.packing import zeros_apart
 from handheld.export.formats.stored import Array
 
 if TYPE_CHECKING:

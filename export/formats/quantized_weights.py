@@ -1,7 +1,7 @@
 """The quantized weights of a lifted graph, found again: what a format writes down in a form of its own."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,28 +43,6 @@ def as_table(integers: Array, bits: int) -> tuple[Array, Array]:
     half = 2 ** (bits - 1)
     table = np.arange(-half, half, dtype=np.int8).reshape([1] * integers.ndim + [-1])
     return (integers.astype(np.int16) + half).astype(np.uint8), table
-
-
-def zeros_apart(
-    integers: Array, bits: int, *, widths: Sequence[int] = WIDTHS, tables: int = 1
-) -> tuple[Array, Array, Array] | None:
-    """Levels as a mask of what is not 0 (bool), indices of one bit less, and the table of all levels but 0, which
-    together are exact. None of other integers, and where that takes no less room: indices have `widths` bits, and the
-    table is written `tables` times.
-
-    2^b + 1 levels take b + 1 bits as integers, here one for what is 0. So do integers of 2 bits, which are 3 levels.
-    """
-    top = 2 ** (bits - 2) if bits > 1 else 0
-    mask = integers != 0
-    if not 1 < bits < 8 or not mask.any() or abs(integers).max() > top:
-        return None
-    narrow, wide = (next(width for width in widths if width >= least) for least in (bits - 1, bits))
-    if mask.size + narrow * mask.sum() + tables * 8 * 2**narrow >= wide * mask.size:
-        return None
-    levels = [*range(-top, 0), *range(1, top + 1)]
-    table = np.array(levels + [top] * (2**narrow - len(levels)), np.int8)
-    indices = (integers.astype(np.int16) + top - (integers > 0)).astype(np.uint8)
-    return mask, indices, table.reshape([1] * integers.ndim + [-1])
 
 
 def name_of(weight: ops.Chain) -> str:

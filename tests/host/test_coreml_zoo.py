@@ -15,9 +15,9 @@ LIMIT_DB = {"fp32": 80, "fp16": 60}
 @pytest.mark.parametrize("model", MODELS)
 def test_every_deployment_target_computes_what_the_model_does(model: str, target: str, tmp_path: Path) -> None:
     for recipe in LIMIT_DB:
-        options = ("--to", "coreml", "--recipe", recipe, "--deployment-target", target, "--out", str(tmp_path))
+        options = ("--to", "coreml", "--recipe", recipe, "--deployment-target", target, "--out", str(tmp_path / "out"))
         assert handheld("export", model, *options, cache=tmp_path / "cache").returncode == 0
-    done = handheld("check", str(tmp_path), "--json", cache=tmp_path / "cache")
+    done = handheld("check", str(tmp_path / "out"), "--json", cache=tmp_path / "cache")
     cells = document(done)["cells"]
     assert [cell["recipe"] for cell in cells] == sorted(LIMIT_DB)
     for cell in cells:

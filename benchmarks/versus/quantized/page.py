@@ -30,10 +30,9 @@ Measured on host; they say nothing of a phone. Core ML and Core AI files run in 
 nothing."""
 
 WORSE = """Where handheld is not ahead. On EfficientNet-Lite0 coreai-opt's palettization to 4 bits agrees more often
-than our `lut4g16`, in a file 2.9 times as large. EfficientFormerV2-S0's `w8a8` is 3 % larger in ExecuTorch: its
-attention biases (0.5 MB in floats) are no layers, and keep their floats, which XNNPACKQuantizer rounds too; that file
-computes something else (12 dB). Its agreement is of 20 inputs and untrained scores, where one close call is 5 %. And
-the quickest of the vendors' quantizers take less time than we do to make a file and to prove it."""
+than our `lut4g16`, in a file 2.9 times as large. EfficientFormerV2-S0's agreement is of 20 inputs and untrained scores,
+where one close call is 5 %. And the quickest of the vendors' quantizers take less time than we do to make a file and to
+prove it."""
 
 
 def markdown(records: Sequence[QuantizedVersus]) -> str:
