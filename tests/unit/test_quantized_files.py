@@ -9,6 +9,7 @@ from handheld.export.formats.base import Options
 from handheld.export.formats.executorch import ExecuTorch
 from handheld.export.formats.litert import LiteRT
 from handheld.export.formats.litert_quantized import blocks, checksum, file_bits
+from handheld.export.formats.packing import zeros_apart
 from handheld.export.formats.tflite_edit import pack, unpack
 from handheld.export.quantize.kernels import LARGEST_BIAS, computable
 from handheld.export.quantize.weights import StoredTensor
@@ -96,3 +97,27 @@ def test_a_mixed_recipe_is_as_good_as_its_worst_rule() -> None:
     embeddings = recipe.Recipe(name="rows", floats="float32", rules=(rows,))
     assert ExecuTorch().support(embeddings, Options()).level == "native"
     assert ExecuTorch().support(recipe.resolve("w8a8-fp16", "fp32"), Options()).level == "impossible"
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_levels_with_their_zeros_apart_are_the_levels(bits: int) -> None:
+    top = 2 ** (bits - 2)
+    levels = np.random.default_rng(bits).integers(-top, top + 1, (16, 40)).astype(np.int8)
+    levels[0, :20], levels[0, 20:] = -top, top
+    levels[1:7] = 0
+    found = zeros_apart(levels, bits, widths=range(1, 9))
+    assert found is not None
+    mask, indices, table = found
+    assert table.shape == (1, 1, 2 ** (bits - 1)) and indices.max() < 2 ** (bits - 1) and 0 not in table
+    np.testing.assert_array_equal(table.reshape(-1)[indices] * mask, levels)
+
+
+def test_zeros_stay_where_nothing_is_won() -> None:
+    levels = np.tile(np.array([-2, -1, 0, 1, 2], np.int8), 100)
+    assert zeros_apart(levels, 3) is not None
+    assert zeros_apart(levels * 2, 3) is None, "more levels than have a place"
+    assert zeros_apart(levels, 8) is None, "integers of 8 bits, of which few are used"
+    assert zeros_apart(levels * 0, 3) is None
+    assert zeros_apart(np.where(levels == 0, np.int8(1), levels), 3) is None, "no zeros: a bit each, and 2"
+    assert zeros_apart(levels, 3, tables=5) is not None
+    assert zeros_apart(levels, 3, tables=7) is None, "200 bits are won, 32 a table are lost"
