@@ -185,9 +185,9 @@ def quantize(
         for layer in found:
             rule = rules.get(layer.weight)
             if rule and layer.operator == CONSTANT:
-                _store_weight(module, layer, plain_store(layer, _tensor(layer), AS_CONSTANT))
+                _store_weight(module, layer, plain_store(layer, tensor_of(layer), AS_CONSTANT))
             elif rule and rule.weights:
-                stored = store(layer, _tensor(layer), rule.weights)
+                stored = store(layer, tensor_of(layer), rule.weights)
                 if rule.activations and rule.activations.bits == 8:
                     stored = computable(stored, layer.channel_axis, _uses(layer, quantized, seen))
                 _store_weight(module, layer, stored)
@@ -219,7 +219,8 @@ def plan(
     return module, every, rules, quantized
 
 
-def _tensor(layer: Layer) -> "Tensor":
+def tensor_of(layer: Layer) -> "Tensor":
+    """Its weight in floats."""
     found = graph.constant(_argument(layer.users[0], layer.weight))
     assert found is not None
     return found
@@ -233,11 +234,11 @@ def _uses(
     def scale(node: "Node") -> float | None:
         if _is_fused(node):
             node = next(iter(node.users))
-        return _parameters(groups[node], seen)[0] if node in groups else None
+        return parameters_of(groups[node], seen)[0] if node in groups else None
 
     sources = [(user, groups.get(user.args[0])) for user in layer.users if graph.is_node(user.args[0])]
     return [
-        (_parameters(source, seen)[0], scale(user), graph.constant(graph.arguments(user).get("bias")))
+        (parameters_of(source, seen)[0], scale(user), graph.constant(graph.arguments(user).get("bias")))
         for user, source in sources
         if source
     ]
@@ -287,6 +288,7 @@ def _quantized_values(module: "GraphModule", found: Sequence[Layer], rules: Mapp
         if (rule := rules.get(layer.weight)) and rule.activations and layer.operator != "embedding"
         for user in layer.users
     }
+    kernels = set(wanted)
     groups: dict[Node, _Group] = {}
 
     def add(node: "Node", how: Activations) -> None:
@@ -324,7 +326,7 @@ def _quantized_values(module: "GraphModule", found: Sequence[Layer], rules: Mapp
                 add(node, groups[given[0]].how)
                 if graph.operator(node) == "cat.default":
                     join([*given, node])
-    _leave_out_idle(module, groups, {user for layer in found for user in layer.users})
+    _leave_out_idle(module, groups, kernels)
     return groups
 
 
@@ -357,6 +359,13 @@ def _moves(node: "Node") -> bool:
     return graph.operator(node) in SHARED and graph.operator(node) not in FUSED and graph.pads_with_zeros(node)
 
 
+def rounded(layer: "Node") -> "tuple[Node, ...]":
+    """The values around an operator with weights that are rounded, if any are: what it takes, and what it gives with
+    the activation that its kernel ends with."""
+    made = next(iter(layer.users)) if _is_fused(layer) else layer
+    return (layer.args[0], made) if graph.is_node(layer.args[0]) else (made,)
+
+
 def _is_fused(node: "Node") -> bool:
     """Whether the one user of `node` is an activation that kernels do at its end."""
     user = graph.only_user(node)
@@ -365,10 +374,11 @@ def _is_fused(node: "Node") -> bool:
 
 def _quantize_values(groups: "Mapping[Node, _Group]", seen: "Mapping[Node, Range]") -> None:
     for node, group in groups.items():
-        _insert_pairs(node, _parameters(group, seen))
+        _insert_pairs(node, parameters_of(group, seen))
 
 
-def _parameters(group: _Group, seen: "Mapping[Node, Range]") -> tuple[float, int, int, int]:
+def parameters_of(group: _Group, seen: "Mapping[Node, Range]") -> tuple[float, int, int, int]:
+    """As `parameters`, of all that has one scale."""
     low = min(seen[member].low for member in group.members)
     high = max(seen[member].high for member in group.members)
     return parameters(Range(low, high), group.how.bits)

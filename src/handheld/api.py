@@ -32,6 +32,7 @@ from handheld.runtimes.pipelines.render import render
 from handheld.runtimes.run import run
 
 if TYPE_CHECKING:
+    from handheld.benchmarks.latency.budget import Fitted
     from handheld.export.quantize.explore import SearchReport, SensitivityReport
 
 Progress = Callable[[str, str], None]
@@ -191,6 +192,29 @@ def search(
     require_searchable(request, Path(recipe_out))
     explorer = Explorer(request, candidates=candidates or CANDIDATES, progress=progress)
     return explorer.search(budget, strategy, Path(recipe_out), 2 if floats == "fp16" else 4)
+
+
+def fit(
+    model: str,
+    *,
+    latency_ms: float,
+    on: str = "host",
+    threads: int = 2,
+    recipe_out: Path | str = "mixed.toml",
+    progress: Progress = lambda *_: None,
+    **options: Unpack[ExportOptions],
+) -> "Fitted":
+    """The recipe whose file, in the one format of `to`, takes at most `latency_ms` for an inference on a target: which
+    layers compute in integers, and which need not.
+
+    Imports torch. Raises `HandheldError` as `export`, and for a budget that cannot be met, with the quickest file.
+    """
+    from handheld.benchmarks.latency import budget
+    from handheld.export.quantize.explore import require_searchable
+
+    request = _request(model, options)
+    require_searchable(request, Path(recipe_out))
+    return budget.fit(request, latency_ms, Path(recipe_out), on=on, threads=threads, progress=progress)
 
 
 def pack(

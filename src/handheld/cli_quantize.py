@@ -103,6 +103,13 @@ def search(
     psnr: Annotated[
         float | None, typer.Option(help="At least this many dB of the outputs, in as few bytes as that takes.")
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(help="At most so many ms for an inference of a file, which is made and timed: with --to."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="Of --latency: which format's file.")] = "",
+    on: Annotated[str, typer.Option(help="Of --latency: where it is timed, as of handheld bench.")] = "host",
+    threads: Annotated[int, typer.Option(help="Of --latency: of the runtime.")] = 2,
     strategy: Annotated[
         Literal["greedy", "bitsfusion"], typer.Option(help="handheld's own, or BitsFusion's (arXiv 2406.04333, §3.3).")
     ] = "greedy",
@@ -124,42 +131,57 @@ def search(
 ) -> None:
     """Find the recipe that fits a budget: a form for each layer, written to a file for --recipe.
 
-    By each layer's sensitivity, measured first or read from where `handheld sensitivity` left it.
+    By each layer's sensitivity, measured first or read from where `handheld sensitivity` left it. For a latency, by
+    what each layer costs in integers, and by files that are exported and timed.
     """
     with speaking():
         from handheld import api, views_quantize
         from handheld.console import Progress, console
 
-        if sum(given is not None for given in (size, bits, psnr)) != 1:
-            raise HandheldError("expected one budget.", hint="Type: --size 220MB, --bits 4 or --psnr 30")
+        if sum(given is not None for given in (size, bits, psnr, latency)) != 1:
+            hint = "Type: --size 220MB, --bits 4, --psnr 30, or --latency 5 --to litert"
+            raise HandheldError("expected one budget.", hint=hint)
+        if latency is None and (to or on != "host"):
+            raise HandheldError("--to and --on go with --latency: other budgets are of no one format.")
+        asked = api.ExportOptions(
+            calibrate=calibrate,
+            out=out,
+            checkpoint=checkpoint,
+            inputs=inputs or (),
+            quality=quality,
+            layout=layout,
+            bake_preprocessing=bake_preprocessing,
+            mean=numbers_of(mean, "mean"),
+            std=numbers_of(std, "std"),
+            schedule=schedule,
+            timeout=timeout,
+            trust=trust,
+        )
         with Progress(quiet=json) as progress:
-            found = api.search(
-                model,
-                size=size,
-                bits=bits,
-                psnr=psnr,
-                strategy=strategy,
-                floats=floats,
-                recipe_out=recipe_out,
-                candidates=names_of(candidates),
-                calibrate=calibrate,
-                out=out,
-                checkpoint=checkpoint,
-                inputs=inputs or (),
-                quality=quality,
-                layout=layout,
-                bake_preprocessing=bake_preprocessing,
-                mean=numbers_of(mean, "mean"),
-                std=numbers_of(std, "std"),
-                schedule=schedule,
-                timeout=timeout,
-                trust=trust,
-                progress=progress,
-            )
+            if latency is not None:
+                asked["to"] = names_of(to)
+                fitted = api.fit(
+                    model, latency_ms=latency, on=on, threads=threads, recipe_out=recipe_out, progress=progress, **asked
+                )
+            else:
+                found = api.search(
+                    model,
+                    size=size,
+                    bits=bits,
+                    psnr=psnr,
+                    strategy=strategy,
+                    floats=floats,
+                    recipe_out=recipe_out,
+                    candidates=names_of(candidates),
+                    progress=progress,
+                    **asked,
+                )
         if json:
-            document(found)
-        else:
+            document(found if latency is None else fitted)
+        elif latency is None:
             views_quantize.show_search(console(), found)
+        else:
+            views_quantize.show_fitted(console(), fitted)
 
 
 @app.command(

@@ -18,6 +18,7 @@ from handheld.export.formats.stored import StoredLayer
 from handheld.export.recipe import Rule, describe
 
 if TYPE_CHECKING:
+    from handheld.benchmarks.latency.budget import Fitted
     from handheld.export.quantize.explore import SearchReport, SensitivityReport
     from handheld.export.quantize.sensitivity import Sensitivity, Trial
 
@@ -180,6 +181,30 @@ def show_search(out: Console, found: "SearchReport") -> None:
         f"{found.inputs}); strategy {found.strategy}, {found.runs} runs of the network"
     )
     show_table(out, "", ["layers stored as", ">layers", "which"], rows, caption=caption)
+    out.print(f"Recipe: {found.path}. Type: handheld export MODEL --recipe {found.path}", soft_wrap=True)
+
+
+def show_fitted(out: Console, found: "Fitted") -> None:
+    """The files that were timed for a latency, and the recipe of the one that was chosen."""
+    rows: list[list[str | Text]] = [
+        [
+            f"{found.layers - one.kept} of {found.layers}",
+            f"{one.median_ms:.2f}",
+            f"{one.interval_ms[0]:.2f}–{one.interval_ms[1]:.2f}",
+            megabytes(one.size_bytes),
+            one.basis,
+            "chosen" if one == found.chosen else "quick enough" if one.median_ms <= found.budget_ms else "too slow",
+        ]
+        for one in found.timed
+    ]
+    caption = (
+        f"{found.model} in {found.format} on {found.target}, {found.threads} threads, medians with 95 % intervals; at "
+        f"most {found.budget_ms:g} ms were asked for. PSNR of the chosen one's outputs {found.psnr_db:.2f} dB, of the "
+        f"quantized program in PyTorch, measured on host, once ({_said(found.versions)}; {found.inputs})"
+    )
+    show_table(
+        out, "", ["layers in integers", ">median ms", "95 % interval", ">size MB", "basis", ""], rows, caption=caption
+    )
     out.print(f"Recipe: {found.path}. Type: handheld export MODEL --recipe {found.path}", soft_wrap=True)
 
 

@@ -127,6 +127,28 @@ def test_a_search_goes_on_from_what_was_measured_and_writes_a_recipe(place: Path
     assert _export(place, "--recipe", str(found), "--to", "onnx")["onnx"]["status"] == "converted"
 
 
+def test_a_search_for_a_latency_times_files_and_keeps_what_it_can_in_floats(place: Path) -> None:
+    found = place / "quick.toml"
+    given = ("search", WIDE, "--calibrate", "drawn:2", "--out", str(place / "out"), "--recipe-out", str(found))
+    done = handheld(*given, "--latency", "1000", "--to", "onnx", "--json", cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    told = document(done)
+    assert told["chosen"]["kept"] == told["layers"] == 4, "there is time for all of them in floats"
+    assert [one["kept"] for one in told["timed"]] == [0, 4]
+    assert all(one["basis"] == "host" and one["median_ms"] > 0 for one in told["timed"])
+    assert _export(place, "--recipe", str(found), "--to", "onnx")["onnx"]["status"] == "converted"
+    for arguments, says in (
+        (("--latency", "1e-5", "--to", "onnx"), "with all 4 layers in integers the file takes"),
+        (("--latency", "1", "--to", "coreml"), "whose speed means nothing"),
+        (("--latency", "1"), "of one format's file"),
+        (("--latency", "-1", "--to", "onnx"), "expected more than 0"),
+        (("--size", "1MB", "--to", "onnx"), "go with --latency"),
+        (("--size", "1MB", "--latency", "1"), "expected one budget"),
+    ):
+        done = handheld(*given, *arguments, cache=place / "cache")
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_packed_file_takes_what_the_levels_take(place: Path) -> None:
     given = ("pack", WIDE, "--recipe", "levels1", "--out", str(place / "packed.safetensors"), "--json")
     done = document(handheld(*given, cache=place / "cache"))

@@ -8,10 +8,11 @@ import torch
 from rewriting import inputs, telling
 from torch import Tensor, nn
 
+from handheld.benchmarks.latency.budget import Timed, _halved
 from handheld.errors import HandheldError
 from handheld.export import recipe as recipes
 from handheld.export.program import Program
-from handheld.export.quantize import apply
+from handheld.export.quantize import alone, apply
 from handheld.export.quantize.search import Budget, Search
 from handheld.export.quantize.sensitivity import Meter, Sensitivity, measure, psnr_db
 from handheld.export.quantize.weights import store, stored_bytes
@@ -245,3 +246,42 @@ def test_a_network_without_layers_to_try_is_refused() -> None:
     program = Program(torch.export.export(Small(), (torch.ones(1, 4),)), *specs)
     with pytest.raises(HandheldError, match="has 256 weights or more"):
         Meter(apply.prepared(program), [])
+
+
+def test_errors_of_a_layer_in_integers_alone_are_those_of_a_program_quantized_so(
+    program: Program, batches: list[list[Tensor]]
+) -> None:
+    how = Weights(scheme="integer", bits=8)
+    rule = recipes.Rule(weights=how, activations=recipes.Activations())
+    whole = Recipe(name="whole", rules=(rule,), smallest=recipes.SMALLEST)
+    found = alone.errors(program, whole, batches)
+    assert list(found) == ["loud", "quiet", "depthwise", "pointwise", "head", "small"]
+    references = alone.outputs(program, batches)
+    for module, error in found.items():
+        only = whole.model_copy(update={"rules": (rule.model_copy(update={"modules": (module,)}),)})
+        quantized = apply.quantize(program, only, batches)
+        assert error == pytest.approx(alone.error(references, alone.outputs(quantized, batches)), rel=0.1), module
+    assert found["loud"] > 2 * found["quiet"]
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(3.0, 0), (3.4, 4), (3.95, 9), (9.0, 60), (4.0, 10)])
+def test_as_many_layers_stay_in_floats_as_there_is_time_for(budget: float, kept: int) -> None:
+    asked = []
+
+    def timed(count: int) -> Timed:
+        asked.append(count)
+        median = 3.0 + 0.1 * count
+        return Timed(kept=count, median_ms=median, interval_ms=(median, median), basis="host", size_bytes=1)
+
+    chosen, seen = _halved(timed, 60, budget + 1e-9, "host")
+    assert chosen.kept == kept and chosen.median_ms <= budget + 1e-9
+    assert [one.kept for one in seen] == sorted(asked) and len(asked) <= 8
+
+
+def test_a_latency_that_nothing_meets_is_refused_with_the_quickest() -> None:
+    def timed(count: int) -> Timed:
+        assert count == 0, "nothing else can be quicker"
+        return Timed(kept=count, median_ms=3.0, interval_ms=(2.9, 3.2), basis="host", size_bytes=1)
+
+    with pytest.raises(HandheldError, match=r"with all 60 layers in integers the file takes 3.00 \[2.90, 3.20\] ms"):
+        _halved(timed, 60, 2.5, "host")
