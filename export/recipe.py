@@ -124,8 +124,9 @@ class Rule(Record):
     """How the layers that match are stored; a rule without `weights` keeps them in floats.
 
     A layer matches if its path in the model (`stages.0.blocks.1.conv`) is like one of `modules` (`*` and `?` as in file
-    names) and its operator is one of `operators`, if any are named. A `constant` is a large one that is added, such as
-    attention biases: it gets integers of 8 bits with one scale if the rule's weights are such, else keeps its floats.
+    names) and its operator is one of `operators`, if any are named. A `constant` is a large one that is added
+    before a softmax, attention biases: it gets integers of 8 bits with one scale if the rule's weights are such, else
+    keeps its floats.
     """
 
     modules: tuple[str, ...] = ("*",)

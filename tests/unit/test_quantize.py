@@ -194,23 +194,24 @@ def test_biases_are_whole_steps_of_their_sums() -> None:
         assert torch.equal(graph.constant(graph.arguments(layer)["bias"]), expected)  # type: ignore[arg-type]
 
 
-def test_large_constants_that_are_added_become_integers() -> None:
-    """One scale for all; not masks, not what is small or multiplied, not beside other forms of weights."""
+def test_large_attention_biases_become_integers() -> None:
+    """One scale for all; not masks, not what is small, multiplied, or added elsewhere; not beside other forms."""
 
     class Added(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             generator = torch.Generator().manual_seed(1)
-            self.bias, self.both, self.mask, self.factor = (
-                nn.Parameter(torch.randn(2, 64, 64, generator=generator), requires_grad=False) for _ in range(4)
+            self.bias, self.both, self.mask, self.factor, self.places = (
+                nn.Parameter(torch.randn(2, 64, 64, generator=generator), requires_grad=False) for _ in range(5)
             )
             self.few = nn.Parameter(torch.randn(64, generator=generator))
             self.mask.view(-1)[::7] = -torch.inf
             self.layer = nn.Linear(64, 64)
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-            x = self.layer(x + self.bias + self.both) * self.factor + self.few
-            return (torch.softmax(x + self.mask, -1) + torch.relu(self.both * x),)
+            x = self.layer(x + self.places) * self.factor
+            weights = torch.softmax((x + self.bias + self.both).reshape(2, 1, 64, 64) + self.mask[:, None], -1)
+            return (weights[:, 0] + torch.softmax(x + self.few, -1) + torch.relu(self.both * x),)
 
     x = torch.randn(2, 64, 64)
     specs = TensorSpec("x", (2, 64, 64), "float32"), TensorSpec("y", (2, 64, 64), "float32")
