@@ -47,6 +47,8 @@ class Held:
     scale: Array
     bits: int
     checksum: tuple[int, int]
+    added: bool = False
+    """An attention bias: the converter may merge it with what else is added, and its floats are written then."""
 
     def dense(self) -> Array:
         """The floats that are meant, exactly as the hub makes them."""
@@ -65,7 +67,8 @@ def dense(program: "Program") -> "tuple[Program, list[Held]]":
         if weight.scale is not None:
             name = weight.path.removeprefix("module.")
             q, scale = weight.values.numpy(), weight.scale.numpy()
-            held.append(Held(name, q, scale, weight.bits, checksum(meant.numpy())))
+            added = all(graph.operator(user) == "add.Tensor" for user in weight.node.users)
+            held.append(Held(name, q, scale, weight.bits, checksum(meant.numpy()), added))
         graph.replace(weight.node, graph.add_constant(weight.node, meant, weight.path))
     integer_graph.fold_pads(module)
     integer_graph.drop_idle_pairs(module, integer_graph.MOVES)
@@ -135,7 +138,7 @@ def place(file: File, held: list[Held], *, half: bool) -> None:
     by_checksum: dict[tuple[int, int], list[Held]] = {}
     for weight in held:
         by_checksum.setdefault(weight.checksum, []).append(weight)
-    missing = {weight.name for weight in held}
+    missing = {weight.name for weight in held if not weight.added}
     for tensor in range(len(file.tensors)):
         values = file.floats(tensor) if tensor in file.users else None
         if values is None:

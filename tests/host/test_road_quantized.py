@@ -82,6 +82,9 @@ def test_attention_biases_are_integers_of_8_bits_beside_weights_that_are(place: 
     done = handheld("check", str(place / "out" / "placed"), "--json", cache=place / "cache")
     assert done.returncode == 0, done.stdout
     assert len(document(done)["cells"]) == 2 * len(FORMATS)
+    _export(place, "--recipe", "w8", "--to", "litert", network=TINY.replace("tiny_net.py", "tiny_net.py:twice"))
+    done = handheld("check", str(place / "out" / "twice"), cache=place / "cache")
+    assert done.returncode == 0, "LiteRT's converter adds the two up: the sum is in floats, and the same"
 
 
 def test_a_dry_run_says_how_each_format_does_it_and_what_is_left_out(place: Path) -> None:

@@ -120,3 +120,25 @@ def placed() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         for constant in (network.places, network.bias):
             constant.copy_(torch.randn(constant.shape, generator=generator))
     return network, {"image": torch.linspace(-1, 1, 768).view(1, 3, 16, 16)}
+
+
+class Twice(nn.Module):
+    """Two constants added one after the other before a softmax, which a converter may make one of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+        self.bias = nn.Parameter(torch.linspace(-1, 1, 4096).reshape(64, 64).sin())
+        self.more = nn.Parameter(torch.linspace(-1, 1, 64)[None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (1, 64, 64) float32."""
+        y = self.layer(x)
+        return torch.softmax(y @ y.transpose(-1, -2) + self.bias + self.more, -1)
+
+
+def twice() -> tuple[nn.Module, torch.Tensor]:
+    """The network with probe weights and one sample."""
+    network = Twice().eval()
+    apply_probe_weights(network)
+    return network, torch.linspace(-1, 1, 4096).reshape(1, 64, 64)
