@@ -90,7 +90,7 @@ class _Dense:
         made = self._constant("values", kept) if bits == 32 else self._integers(kept, bits)
         if mask is not None:
             flat = self._op("Reshape", [self._ones(mask), self._shape((-1,))])
-            places = self._op("CumSum", [flat, self._constant("axis", np.array(0, np.int64))])
+            places = self._op("CumSum", [flat, self._shared("axis", np.array(0, np.int64))])
             made = self._op("Gather", [made, places])
         return self._op("Reshape", [made, self._shape(values.shape)], name=ELEMENTS)
 
@@ -154,10 +154,10 @@ class _Dense:
         padded[: values.size] = values.reshape(-1)
         planes = np.stack([np.packbits(padded >> plane & 1, bitorder="little") for plane in range(bits)], 1)
         bytes_ = self._constant("planes", planes[:, None, :])
-        shifts = self._constant("shifts", np.arange(8, dtype=np.uint8)[None, :, None])
-        single = self._constant("one", np.array(1, np.uint8))
+        shifts = self._shared("shifts", np.arange(8, dtype=np.uint8)[None, :, None])
+        single = self._shared("one", np.array(1, np.uint8))
         spread = self._op("BitwiseAnd", [self._op("BitShift", [bytes_, shifts], {"direction": "RIGHT"}), single])
-        weights = self._constant("powers", 2 ** np.arange(bits, dtype=np.int32))
+        weights = self._shared("powers", 2 ** np.arange(bits, dtype=np.int32))
         whole = self._op("Mul", [self._op("Cast", [spread], {"to": onnx_ir.DataType.INT32}), weights])
         summed = self._op("ReduceSum", [whole, self._shape((2,))], {"keepdims": 0})
         flat = self._op("Reshape", [summed, self._shape((-1,))])
@@ -171,7 +171,12 @@ class _Dense:
         return self._op("Cast", [value], {"to": onnx_ir.DataType.FLOAT}, name=name)
 
     def _shape(self, sizes: Sequence[int]) -> "onnx_ir.Value":
-        return self._constant("shape", np.array(sizes, np.int64))
+        return self._shared("shape", np.array(sizes, np.int64))
+
+    def _shared(self, kind: str, array: Array) -> "onnx_ir.Value":
+        """A small constant, which all weights of the graph have in common."""
+        name = ".".join(map(str, ["all", kind, *array.reshape(-1).tolist()]))
+        return self.graph.initializers.get(name) or constant(self.graph, name, array)
 
     def _constant(self, kind: str, array: Array) -> "onnx_ir.Value":
         return constant(self.graph, self._name(kind), array)
