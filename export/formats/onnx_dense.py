@@ -34,7 +34,7 @@ class _Dense:
 
     def __init__(self, graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
         self.graph, self.node = graph, node
-        self.base = str(node.name)
+        self.base = str(node.name).replace("node__symbolic", "w")  # it stands in each of some sixty names
         self.made = 0
         self.ones: onnx_ir.Value | None = None
 
