@@ -134,7 +134,7 @@ def departures(program: Program, recipe: Recipe) -> tuple[str, ...]:
 
 def inputs(source: Path, calibrate: str | None) -> "tuple[list[tuple[Tensor, ...]], str]":
     """What to calibrate the program in a folder with, and what it is. `drawn:N`: inputs as the golden ones are made, of
-    N other seeds. Nothing for None.
+    N other seeds, or golden inputs where none is made of a seed. Nothing for None.
 
     Raises `HandheldError` as `calibration.load`.
     """
@@ -147,10 +147,11 @@ def inputs(source: Path, calibrate: str | None) -> "tuple[list[tuple[Tensor, ...
     if count and not (count.isdecimal() and int(count)):
         raise HandheldError(f"--calibrate {calibrate}: expected {DRAWN}:N, a number of inputs to draw.")
     seeded = [case for case in record.cases if case.kind not in ("stored", "zeros")]
-    if not seeded:
-        raise HandheldError(
-            f"--calibrate {calibrate}: this model's inputs are not drawn from seeds; give data of its own."
-        )
+    if not seeded:  # a pose is nothing that can be drawn
+        held = GoldenData(source)
+        given = [held.inputs(index) for index in range(min(len(record.cases), int(count or 16)))]
+        own = [tuple(torch.from_numpy(one[spec.name]) for spec in record.inputs) for one in given]
+        return own, f"{len(own)} samples of the model's own, by which its files are judged too"
     cases = [
         seeded[number % len(seeded)].model_copy(update={"seed": FIRST_SEED + number})
         for number in range(int(count or 16))
