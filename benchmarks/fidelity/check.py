@@ -23,7 +23,7 @@ from handheld.benchmarks.fidelity.compare import Parity, compare
 from handheld.benchmarks.fidelity.records import CheckCell, CheckReport, OddOneOut
 from handheld.benchmarks.fidelity.runs import Part, Ran, Reference, execute, save_worst, triples
 from handheld.benchmarks.fidelity.sequence import check_sequences
-from handheld.benchmarks.fidelity.tolerances import granted, tolerance
+from handheld.benchmarks.fidelity.tolerances import limits_db, tolerance
 from handheld.benchmarks.report import pictures
 from handheld.errors import HandheldError
 from handheld.export import files
@@ -193,11 +193,10 @@ class _Cell:
             reason = f"{result.error.stage}: {result.error.message}"
             return Ran(found, cell.model_copy(update={"reason": reason, "next_commands": explain.to_look_at(found)}))
         ran = Ran(found, cell, parts)
-        more = granted(allowed, golden.record.cases)
-        parity = compare(triples(golden, ran), classifier=golden.record.quality == "top1", granted=more)
-        usual = allowed.psnr_db
+        usual, limits = allowed.psnr_db, limits_db(allowed, golden.record.cases)
+        parity = compare(triples(golden, ran), classifier=golden.record.quality == "top1", limits_db=limits)
         if parity.psnr_db < usual:
-            allowed = replace(allowed, psnr_db=usual - more.get(parity.worst_case, 0.0))
+            allowed = replace(allowed, psnr_db=limits[parity.worst_case])
         missed = explain.misses(parity, allowed)
         ran = ran.with_cell(
             limit_db=allowed.psnr_db,

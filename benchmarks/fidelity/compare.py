@@ -1,6 +1,6 @@
 """Comparing one artifact's outputs with the golden ones."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,12 +32,12 @@ class Parity(Record):
     """How close outputs are to the reference, over all cases and outputs.
 
     `psnr_db` is the worst one, its range the largest magnitude of that reference output, and `worst` says which;
-    `inf` if everything is equal. A case that is granted some dB counts as if it were better by them, and its classes do
-    not count. `snr_db` and `cosine` are the worst ones too. `max_error` is the largest absolute error, `largest_error`
-    its place; `relative_error` is the largest over the largest magnitude of its reference output; `mean_error` is the
-    mean absolute error of the output where that is largest. `top1_agreed` of `top1_decidable` inputs have the
-    reference's best class, counting those whose two best differ by at least `TOP1_MARGIN`; in `top5_agreed` of them it
-    is among the five best (None if the model is no classifier).
+    `inf` if everything is equal; of cases with limits of their own, the worst that is beyond its limit, if one is.
+    `snr_db` and `cosine` are the worst ones too. `max_error` is the largest absolute error, `largest_error` its place;
+    `relative_error` is the largest over the largest magnitude of its reference output; `mean_error` is the mean
+    absolute error of the output where that is largest. `top1_agreed` of `top1_decidable` inputs have the reference's
+    best class, counting those whose two best differ by at least `TOP1_MARGIN`; in `top5_agreed` of them it is among the
+    five best (None if the model is no classifier).
     """
 
     psnr_db: float
@@ -55,23 +55,22 @@ class Parity(Record):
     top5_agreed: int | None = None
 
 
-def compare(
-    pairs: Iterable[tuple[str, Named, Named]], *, classifier: bool, granted: Mapping[int, float] = {}
-) -> Parity:
-    """Compare (case name, reference outputs, outputs) triples. `classifier`: the first output is class scores;
-    `granted`: case -> how much worse than others it may be, in dB."""
+def compare(pairs: Iterable[tuple[str, Named, Named]], *, classifier: bool, limits_db: Sequence[float] = ()) -> Parity:
+    """Compare (case name, reference outputs, outputs) triples. `classifier`: the first output is class scores.
+    `limits_db`: of each case, if they differ; the classes of those below the highest do not count."""
     seen: list[tuple[str, str, int, Closeness]] = []
     ranks: list[int] = []
     cases = 0
     for case, reference, outputs in pairs:
         seen += [(case, name, cases, closeness(expected, outputs[name])) for name, expected in reference.items()]
-        if classifier and cases not in granted:
+        if classifier and (not limits_db or limits_db[cases] == max(limits_db)):
             first = next(iter(reference))
             ranks += _ranks(reference[first], outputs[first])
         cases += 1
     if not seen:
         return Parity(psnr_db=float("inf"), max_error=0.0, worst="", cases=cases)
-    case, name, number, least = min(seen, key=lambda one: one[3].psnr_db + granted.get(one[2], 0.0))
+    beyond = [one for one in seen if limits_db and one[3].psnr_db < limits_db[one[2]]]
+    case, name, number, least = min(beyond or seen, key=lambda one: one[3].psnr_db)
     at_case, at_output, _, largest = max(seen, key=lambda one: one[3].max_error)
     place = Place(case=at_case, output=at_output, index=largest.index, expected=largest.expected, got=largest.got)
     return Parity(

@@ -96,12 +96,13 @@ LEAST_DB = 10.0
 """No input's limit is lowered beyond it: little would be left to compare."""
 
 
-def granted(allowed: Tolerance, cases: Sequence[Case]) -> dict[int, float]:
-    """Golden case -> the dB that its limit lies below `allowed`'s, for roundings alone move the reference by as much
-    (`Case.rounding_db`). None at all if that is so of half of the cases: then the recipe is too rough to be checked."""
-    own = {index: case.rounding_db - AS_FAR_DB for index, case in enumerate(cases) if case.rounding_db is not None}
-    lower = {index: allowed.psnr_db - max(limit, LEAST_DB) for index, limit in own.items() if limit < allowed.psnr_db}
-    return lower if 2 * len(lower) < len(cases) else {}
+def limits_db(allowed: Tolerance, cases: Sequence[Case]) -> list[float]:
+    """The least good PSNR of each golden case: `allowed`'s, or less where roundings alone move the reference by as much
+    (`Case.rounding_db`). If that is so of half of the cases, `allowed`'s all over: such a recipe is too rough."""
+    usual = allowed.psnr_db
+    own = [usual if case.rounding_db is None else max(case.rounding_db - AS_FAR_DB, LEAST_DB) for case in cases]
+    found = [min(usual, limit) for limit in own]
+    return found if 2 * sum(limit < usual for limit in found) < len(cases) else [usual] * len(cases)
 
 
 def tolerance(recipe: Recipe) -> Tolerance:

@@ -17,7 +17,7 @@ from handheld.export.cache import Cache
 from handheld.export.manifest import PROGRAM
 from handheld.export.program import Program
 from handheld.export.quantize import alone, apply, work
-from handheld.export.quantize.sensitivity import psnr_db
+from handheld.export.quantize.sensitivity import error_of, psnr_db
 from handheld.export.recipe import SMALLEST, Activations, Recipe, Rule, Weights, named, text
 from handheld.export.request import Request
 from handheld.record import Record
@@ -101,7 +101,7 @@ def fit(
         chosen, timed = _halved(trials.timed, len(order), budget_ms, on)
     recipe = trials.recipe(chosen.kept, destination.stem, f"at most {budget_ms:g} ms in {format_.name} on {on}")
     quantized = apply.quantize(program, recipe, batches)
-    error = alone.error(alone.outputs(program, batches), alone.outputs(quantized, batches))
+    error = error_of(alone.outputs(program, batches), alone.outputs(quantized, batches))
     files.write_text(destination, text(recipe, ".toml" if destination.suffix == ".toml" else ".yaml"))
     return Fitted(
         model=request.label,

@@ -8,6 +8,7 @@ from torch.fx import Interpreter
 
 from handheld.export.quantize import apply, ops
 from handheld.export.quantize.calibration import ranges
+from handheld.export.quantize.sensitivity import error_of
 from handheld.export.quantize.weights import store
 
 if TYPE_CHECKING:
@@ -53,24 +54,12 @@ def errors(
             nodes = {node for layer, _ in here for user in layer.users for node in apply.rounded(user)}
             rounded = {node: steps[node] for node in nodes if node in steps}
             given = [_outputs(module, batch, rounded, weights) for batch in judges]
-            made[name] = error(references, given)
+            made[name] = error_of(references, given)
     return made
 
 
-def error(references: "Sequence[Sequence[Tensor]]", given: "Sequence[Sequence[Tensor]]") -> float:
-    """The mean over batches and outputs of mean square errors, each a part of the square of what is largest in that
-    output: PSNR is -10 log10 of it."""
-    peaks = [max(float(tensor.abs().max()) for tensor in column) or 1.0 for column in zip(*references, strict=True)]
-    found = [
-        float((a - b).square().mean()) / peak**2
-        for one, other in zip(references, given, strict=True)
-        for a, b, peak in zip(one, other, peaks, strict=True)
-    ]
-    return sum(found) / len(found)
-
-
 def outputs(program: "Program", batches: "Sequence[Sequence[Tensor]]") -> "list[list[Tensor]]":
-    """What a program gives for the batches, for `error`."""
+    """What a program gives for the batches, for `sensitivity.error_of`."""
     with torch.no_grad():
         return [_outputs(program.module(), batch, {}, {}) for batch in batches[:JUDGES]]
 

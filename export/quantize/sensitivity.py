@@ -1,7 +1,7 @@
 """Sensitivity: how much a network's outputs suffer if one layer alone is stored in fewer bits."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,19 @@ def psnr_db(error: float) -> float:
     return -10 * math.log10(error) if error else math.inf
 
 
+def error_of(references: "Sequence[Sequence[Tensor]]", given: "Iterable[Sequence[Tensor]]") -> float:
+    """Of outputs, batch by batch, as `Trial` says: the mean of mean square errors, each a part of the square of what is
+    largest in that output of all batches. Infinite if one is not finite."""
+    peaks = [max(float(tensor.abs().max()) for tensor in column) or 1.0 for column in zip(*references, strict=True)]
+    found = [
+        float((got - reference).square().mean()) / peak**2
+        for one, other in zip(references, given, strict=True)
+        for reference, got, peak in zip(one, other, peaks, strict=True)
+    ]
+    mean = sum(found) / len(found)
+    return mean if math.isfinite(mean) else math.inf
+
+
 class Meter:
     """A prepared program whose weights can be others for a while, and the error that this makes on some inputs.
 
@@ -111,8 +124,6 @@ class Meter:
         self._references = [self._run(batch) for batch in batches]
         if any(not tensor.isfinite().all() for outputs in self._references for tensor in outputs):
             raise HandheldError("the network gives infinite values or no numbers for these inputs.")
-        columns = zip(*self._references, strict=True)
-        self._peaks = [max(float(tensor.abs().max()) for tensor in column) or 1.0 for column in columns]
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -155,12 +166,7 @@ class Meter:
                 "expected inputs to run the network on; there are none.",
                 hint="Type: --calibrate FOLDER (images), --calibrate FILE.npz or --calibrate FILE.py:FUNCTION",
             )
-        errors = []
-        for batch, references in zip(self._batches, self._references, strict=True):
-            for got, reference, peak in zip(self._run(batch), references, self._peaks, strict=True):
-                errors.append(float((got - reference).square().mean()) / peak**2)
-        found = sum(errors) / len(errors)
-        return found if math.isfinite(found) else math.inf
+        return error_of(self._references, map(self._run, self._batches))
 
     @contextmanager
     def holding(self, units: Mapping[str, Weights | None]) -> Iterator[None]:

@@ -93,7 +93,8 @@ def sensitivity(
 @app.command(
     epilog="\b\nExamples:\n"
     "  handheld search my_net.py:build --calibrate pictures --size 3MB --recipe-out three.toml\n"
-    "  handheld export my_net.py:build --recipe three.toml --to coreml,coreai,onnx"
+    "  handheld export my_net.py:build --recipe three.toml --to coreml,coreai,onnx\n"
+    "  handheld search my_net.py:build --calibrate pictures --latency 3 --to litert --recipe-out quick.toml"
 )
 def search(
     model: Model,

@@ -146,6 +146,27 @@ def test_roundings_that_move_the_reference_lower_the_limit_of_that_input(
         assert cell.reason is None
 
 
+@pytest.mark.parametrize(("other", "worst", "limit"), [(0.6, 7, 18), (1.1, 3, 25)])
+def test_the_figure_is_the_least_unless_another_input_is_beyond_its_limit(
+    other: float, worst: int, limit: float, tmp_path: Path
+) -> None:
+    """Input 7 comes out at 20 dB, where 18 pass; input 3 at 28.5 dB, which is better, or at 23, which is refused."""
+    folder = null_models.make(tmp_path / "net", {"a": GOOD})
+    eight = {"weights": {"scheme": "integer"}, "activations": {"bits": 8}}
+    alter(folder / "null-a" / "manifest.json", recipe={"name": "a", "floats": "float32", "rules": [eight]})
+    with np.load(folder / "golden.npz") as held:
+        arrays = dict(held)
+    arrays["7/output/scores"][0, 6] += 1.6
+    arrays["3/output/scores"][0, 6] += other
+    np.savez(folder / "golden.npz", allow_pickle=False, **arrays)
+    cases = json.loads((folder / "golden.json").read_text())["cases"]
+    cases = [case | {"rounding_db": 21.0 if number == 7 else 60.0} for number, case in enumerate(cases)]
+    alter(folder / "golden.json", cases=cases, arrays_sha256=files.sha256_of_file(folder / "golden.npz"))
+    (cell,) = check(tmp_path).cells
+    assert cell.parity and (cell.parity.worst_case, cell.limit_db) == (worst, limit)
+    assert cell.status == ("passed" if worst == 7 else "failed")
+
+
 def test_golden_data_that_all_contradict_is_odd(tmp_path: Path) -> None:
     null_models.make(tmp_path / "net", {"a": GOOD, "b": GOOD}, offset=0.5)
     report = check(tmp_path)

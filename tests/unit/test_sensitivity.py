@@ -14,7 +14,7 @@ from handheld.export import recipe as recipes
 from handheld.export.program import Program
 from handheld.export.quantize import alone, apply
 from handheld.export.quantize.search import Budget, Search
-from handheld.export.quantize.sensitivity import Meter, Sensitivity, measure, psnr_db
+from handheld.export.quantize.sensitivity import Meter, Sensitivity, error_of, measure, psnr_db
 from handheld.export.quantize.weights import store, stored_bytes
 from handheld.export.recipe import Recipe, Weights, named
 from handheld.models.spec import TensorSpec
@@ -62,7 +62,7 @@ def mixed(assignment: dict[str, Weights | None]) -> Recipe:
     return Recipe(name="mixed", rules=rules, smallest=recipes.SMALLEST)
 
 
-def error_of(program: Program, recipe: Recipe, batches: list[list[Tensor]]) -> float:
+def error_when(program: Program, recipe: Recipe, batches: list[list[Tensor]]) -> float:
     """By quantizing the whole program, and running it."""
     quantized = apply.quantize(program, recipe)
     pairs = [(program.run(batch)[0].numpy(), quantized.run(batch)[0].numpy()) for batch in batches]
@@ -75,13 +75,13 @@ def test_an_error_is_that_of_the_quantized_program(
 ) -> None:
     assert [unit.module for unit in found.units] == ["loud", "quiet", "pointwise", "head"]  # others: below 256 elements
     for module, name in (("loud", "levels2"), ("head", "w8")):
-        expected = error_of(program, mixed({module: named(name).rules[0].weights}), batches)
+        expected = error_when(program, mixed({module: named(name).rules[0].weights}), batches)
         assert found.of(name)[module].error == pytest.approx(expected, rel=1e-4)
     both = named("levels1").rules[0].weights
     meter = Meter(program, batches)
     with meter.holding({"loud": both, "pointwise": both}):
         together = meter.error()
-    assert together == pytest.approx(error_of(program, mixed({"loud": both, "pointwise": both}), batches), rel=1e-4)
+    assert together == pytest.approx(error_when(program, mixed({"loud": both, "pointwise": both}), batches), rel=1e-4)
     assert meter.error() == 0  # the floats are back
     assert found.of("levels1")["loud"].error > 10 * found.of("levels1")["quiet"].error
 
@@ -103,7 +103,7 @@ def test_a_search_that_starts_from_the_weights_alone_is_measured_all_the_same(
 ) -> None:
     found = measure(program, [], CANDIDATES)
     best = Search(Meter(program, batches), found).run(Budget(bits=3.0))
-    assert best.psnr_db == pytest.approx(psnr_db(error_of(program, best.recipe, batches)), abs=0.01)
+    assert best.psnr_db == pytest.approx(psnr_db(error_when(program, best.recipe, batches)), abs=0.01)
     assert best.runs > len(found.units)
     with pytest.raises(HandheldError, match="expected inputs to run the network on"):
         Search(Meter(program, []), found).run(Budget(bits=3.0))
@@ -168,7 +168,7 @@ def test_what_is_found_meets_the_budget_when_it_is_quantized(
 ) -> None:
     search = Search(Meter(program, batches), found)
     best = search.run(budget, strategy)
-    assert best.psnr_db == pytest.approx(psnr_db(error_of(program, best.recipe, batches)), abs=0.01)
+    assert best.psnr_db == pytest.approx(psnr_db(error_when(program, best.recipe, batches)), abs=0.01)
     assert best.size_bytes <= (budget.size_bytes or 10**9) and best.average_bits <= (budget.bits or 99)
     assert best.psnr_db >= (budget.psnr_db or 0)
     text = recipes.text(best.recipe)
@@ -260,7 +260,7 @@ def test_errors_of_a_layer_in_integers_alone_are_those_of_a_program_quantized_so
     for module, error in found.items():
         only = whole.model_copy(update={"rules": (rule.model_copy(update={"modules": (module,)}),)})
         quantized = apply.quantize(program, only, batches)
-        assert error == pytest.approx(alone.error(references, alone.outputs(quantized, batches)), rel=0.1), module
+        assert error == pytest.approx(error_of(references, alone.outputs(quantized, batches)), rel=0.1), module
     assert found["loud"] > 2 * found["quiet"]
 
 
