@@ -10,7 +10,9 @@ from quantizing import Net, batches, program
 from torch import Tensor
 
 from handheld.errors import HandheldError
-from handheld.export.quantize import apply, calibration, observers
+from handheld.export import golden
+from handheld.export.manifest import Case, Golden
+from handheld.export.quantize import apply, calibration, observers, work
 from handheld.export.recipe import Activations, Observer
 from handheld.models.spec import Preprocessing, TensorSpec
 
@@ -191,3 +193,24 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
     for source in ("nowhere", str(tmp_path / "no.npz"), f"{tmp_path}/no.py:f", str(tmp_path)):
         with pytest.raises(HandheldError, match=r"no calibration data at|no file at|no pictures in"):
             calibration.load(source, SPECS[:1])
+
+
+def test_a_model_whose_inputs_nobody_draws_is_calibrated_with_its_own_samples(tmp_path: Path) -> None:
+    poses = [(np.full((1, 3), number, np.float32),) for number in range(5)]
+    record = Golden(
+        model="camera",
+        program_sha256="p",
+        weights="none",
+        reference="arithmetic",
+        inputs=(TensorSpec("pose", (1, 3)),),
+        outputs=(),
+        quality="psnr",
+        parameters=0,
+        cases=tuple(Case(kind="stored", sha256=golden.hash_of(pose)) for pose in poses),
+        arrays_sha256="",
+    )
+    golden.write(tmp_path, record, poses, [()] * len(poses))
+    found, described = work.inputs(tmp_path, "drawn:3")
+    assert [float(pose[0, 0]) for (pose,) in found] == [0, 1, 2]
+    assert described == "3 samples of the model's own, by which its files are judged too"
+    assert len(work.inputs(tmp_path, "drawn")[0]) == 5
