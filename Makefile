@@ -103,13 +103,15 @@ accuracy: $(VENV)/dev.stamp
 	  --recipes w8,lut4g16,fp32,examples/minilm_w8a8.toml
 	$(ACCURACY) examples/light_field.py:network --fewer coreml=4 --fewer coreai=2 --recipes w8,levels2,fp32,w8a8 --docs docs
 
-# What the steps that win accuracy back are worth, of two of them: twenty minutes. Prints docs/recovery.md's figures. The
+# What the steps that win accuracy back are worth, of two of them, and torchao's training beside ours: forty minutes. Prints
+# docs/recovery.md's figures. The
 # light field is trained first, as for accuracy.
 RECOVERY = OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.accuracy --to onnx --out out/recovery
 
 recovery: $(VENV)/dev.stamp
 	$(RECOVERY) examples/light_field.py:network --recipes w8a8,w8a8-gptq,w8a8-gptq-matched,w8a8-gptq-qat,w4c,w4c-gptq,w4c-gptq-matched,w4c-gptq-tuned,w4c-gptq-qat,lut4,lut4-gptq,lut4-gptq-tuned,levels2,levels2-gptq,levels2-gptq-qat
 	$(RECOVERY) examples/efficientnet_lite0.py:trained --quality top1 --recipes w8,w8-gptq,w8a8,w8a8-gptq,w8a8-matched,w8a8-gptq-matched,w8a8-gptq-qat,w4c,w4c-gptq,w4c-matched,w4c-gptq-matched,w4c-gptq-tuned,lut4,lut4-gptq,lut4-gptq-matched,levels2,levels2-gptq,levels2-gptq-matched
+	OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.versus.qat examples/light_field.py:network
 
 # The built wheel in an environment of its own, used from outside the checkout.
 wheel: $(VENV)/dev.stamp
