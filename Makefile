@@ -104,8 +104,7 @@ accuracy: $(VENV)/dev.stamp
 	$(ACCURACY) examples/light_field.py:network --fewer coreml=4 --fewer coreai=2 --recipes w8,levels2,fp32,w8a8 --docs docs
 
 # What the steps that win accuracy back are worth, of two of them, and torchao's training beside ours: forty minutes. Prints
-# docs/recovery.md's figures. The
-# light field is trained first, as for accuracy.
+# docs/recovery.md's figures. The light field is trained first, as for accuracy.
 RECOVERY = OMP_NUM_THREADS=1 $(BIN)/python -m handheld.benchmarks.accuracy --to onnx --out out/recovery
 
 recovery: $(VENV)/dev.stamp
