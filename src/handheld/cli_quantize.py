@@ -138,7 +138,10 @@ def search(
     with speaking():
         from handheld import api, views_quantize
         from handheld.console import Progress, console
+        from handheld.export import recipe as recipes
 
+        if recipes.is_file(out.name):
+            raise HandheldError(f"--out {out}: the recipe goes elsewhere.", hint=f"Type: --recipe-out {out}")
         if sum(given is not None for given in (size, bits, psnr, latency)) != 1:
             hint = "Type: --size 220MB, --bits 4, --psnr 30, or --latency 5 --to litert"
             raise HandheldError("expected one budget.", hint=hint)

@@ -421,7 +421,7 @@ def _origin(shown: Shown) -> list[list[str]]:
         ["recipe", f"{m.recipe.name}: {formats.get(m.format).support(m.recipe, m.options).how}"],
         *([["not as the recipe says", "; ".join(m.notes)]] if m.notes else []),
         ["rewrites", ", ".join(f"{name} {n}" for name, n in m.rewrites.items() if n) or "none"],
-        ["PSNR before conversion", f"{stages} dB"],
+        ["PSNR before conversion, dB", stages],
         [
             "conversion",
             f"{m.conversion.seconds:.1f} s, peak {megabytes(m.conversion.peak_memory_bytes)} MB (on {m.platform})",

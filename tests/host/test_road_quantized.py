@@ -147,6 +147,7 @@ def test_a_search_for_a_latency_times_files_and_keeps_what_it_can_in_floats(plac
         (("--latency", "-1", "--to", "onnx"), "expected more than 0"),
         (("--size", "1MB", "--to", "onnx"), "go with --latency"),
         (("--size", "1MB", "--latency", "1"), "expected one budget"),
+        (("--size", "1MB", "--out", "found.toml"), "Type: --recipe-out found.toml"),
     ):
         done = handheld(*given, *arguments, cache=place / "cache")
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
