@@ -29,6 +29,9 @@ ComputeUnit = Literal["cpu", "gpu", "npu", "all"]
 class Session(ABC):
     """A loaded artifact. `run` owns every check and cast; `_run` is the vendor's call and nothing else."""
 
+    departure: str = ""
+    """For a person: what the runtime does otherwise than by itself with this file: "without constant folding"."""
+
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
 

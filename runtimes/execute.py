@@ -85,6 +85,7 @@ class Execution:
             plain=job.plain,
         )
         load_ns = time.perf_counter_ns() - before
+        self.measured["runtime"] = f"{runtime.name} {session.departure}".rstrip()
         self._note_state()
 
         first_run_ns = self._run_cases(job, session, cases)

@@ -160,6 +160,7 @@ class Result(Record):
     Times are given only for a job with `timing`. `load_ns` is from a file on disk to a session that can run;
     `compile_ns` is a compilation on the device before it, where the platform has one (Core ML). `first_run_ns` is the
     first run of the first case. `samples_ns` holds every timed run, `warmup_ns` those before them.
+    `runtime` is its name and what it did otherwise than by itself (`Session.departure`).
     `instructions_per_inference` is counted by an emulator. `runtime_versions` is by distribution. `findings` is what
     the runtime itself saw of the numbers.
     """

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from handheld import runtimes
 from handheld.benchmarks.cells import ArtifactFolder
 from handheld.benchmarks.fidelity import causes, surgery
 from handheld.benchmarks.fidelity.compare import Parity
@@ -57,7 +56,7 @@ def explained(ran: Ran, golden: GoldenData, target: Target, *, threads: int, tim
     return cell.model_copy(
         update={
             "stages": stages,
-            "came_in": _came_in(cell, stages, untold, _rounding(ran, golden)),
+            "came_in": _came_in(cell, stages, untold, _rounding(ran, golden), target.runtime(cell.format).plain),
             "causes": causes.likely(manifest, cell),
             "next_commands": _next_commands(ran),
         }
@@ -115,12 +114,11 @@ def _stage(name: str, expected: dict[str, Array], given: dict[str, Array]) -> St
     return Stage.model_validate({"name": name, "psnr_db": psnr, "max_error": error})
 
 
-def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None, rounding: str | None) -> str:
-    """The first stage that is beyond its limit, in words."""
+def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None, rounding: str | None, plain: str) -> str:
+    """The first stage that is beyond its limit, in words. `plain`: of the runtime."""
     way = " → ".join(["eager", *(f"{stage.name} {stage.psnr_db:.1f} dB" for stage in stages)])
     wrong = next((stage.name for stage in stages if not stage.psnr_db >= _limit_db(stage, cell)), None)
     names = [stage.name for stage in stages]
-    runtime = runtimes.get(cell.runtime or "")
     if wrong is None:
         says = "no stage is beyond its limit of PSNR: what was missed is another figure"
     elif wrong == "exported":
@@ -132,13 +130,13 @@ def _came_in(cell: CheckCell, stages: tuple[Stage, ...], untold: str | None, rou
     elif rounding:
         says = rounding
     elif wrong == "converted" and cell.altered:
-        says = f"the file is wrong ({runtime.plain} gets it wrong too): it was altered after its export"
+        says = f"the file is wrong ({plain} gets it wrong too): it was altered after its export"
     elif wrong == "converted":
-        says = f"the file is wrong ({runtime.plain} gets it wrong too): the conversion made it so"
+        says = f"the file is wrong ({plain} gets it wrong too): the conversion made it so"
     elif "converted" in names and cell.basis is Basis.SIMULATED:
-        says = f"the file is right ({runtime.plain} gives the right result): this is what {cell.runtime} makes of it"
+        says = f"the file is right ({plain} gives the right result): this is what {cell.runtime} makes of it"
     elif "converted" in names:
-        says = f"the file is right and {cell.runtime} runs it wrongly: {runtime.plain} gives the right result"
+        says = f"the file is right and {cell.runtime} runs it wrongly: {plain} gives the right result"
     elif cell.altered:
         says = f"the file was altered after its export ({untold})"
     else:

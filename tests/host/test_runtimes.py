@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import damage
 import filelock
 import numpy as np
+import onnxruntime
 import pytest
 
 from handheld import runtimes
@@ -16,6 +18,7 @@ from handheld.errors import HandheldError
 from handheld.export import files
 from handheld.export.formats.base import Signature
 from handheld.runtimes.base import Array
+from handheld.runtimes.execute import Execution
 from handheld.runtimes.job import Result, Timing
 from handheld.runtimes.jobfolder import read_outputs, write_job
 from handheld.runtimes.targets import HostTarget
@@ -253,3 +256,24 @@ def test_a_session_runs_again_and_its_outputs_stay(make: Callable[[str], Tiny]) 
         first = session.run(tiny.inputs)
         session.run({name: np.zeros_like(array) for name, array in tiny.inputs.items()})
         tiny.assert_right(first)
+
+
+def test_onnxruntime_does_without_folding_where_memory_does_not_suffice(
+    make: Callable[[str], Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it throws is feigned: when a limit of memory makes it throw depends on the machine. (Stable Diffusion's UNet
+    as `bitsfusion` did in 20 GB.)"""
+    tiny, real = make("onnx"), onnxruntime.InferenceSession
+
+    def starved(*given: Any, disabled_optimizers: Sequence[str] = (), **named: Any) -> Any:
+        if "ConstantFolding" not in disabled_optimizers:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : Exception during initialization: std::bad_alloc")
+        return real(*given, disabled_optimizers=disabled_optimizers, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", starved)
+    write_job(
+        tmp_path, tiny.artifact, format="onnx", runtime="onnxruntime", signature=tiny.signature, cases=[tiny.inputs]
+    )
+    result = Execution(tmp_path).result()
+    assert (result.runtime, result.error) == ("onnxruntime without constant folding", None)
+    tiny.assert_right(read_outputs(tmp_path, result)[0])
