@@ -83,35 +83,37 @@ class _Dense:
         """What the weight is stored as, of its own shape: integers in int32, floats as they are.
 
         With a mask, only what is not 0 is stored: the mask counts where each belongs; between, the one before stands.
+        Integers are moved about in a byte each, for onnxruntime keeps all of it until the last weight is done.
         """
         if mask is None and bits in WHOLE:
-            return self._whole(values, bits, name=ELEMENTS)
+            return self._cast(self._stored(values, bits), "INT32", name=ELEMENTS)
         kept = values if mask is None else np.concatenate([values.reshape(-1)[:1] * 0, values[mask > 0]])
-        made = self._constant("values", kept) if bits == 32 else self._integers(kept, bits)
+        least = -(2 ** (bits - 1)) if kept.dtype == np.int8 and bits not in WHOLE else 0
+        if bits == 32:
+            made = self._constant("values", kept)
+        elif bits == 8:
+            made = self._stored(kept, bits)
+        elif bits == 4:
+            made = self._cast(self._stored(kept, bits), "INT8" if kept.dtype == np.int8 else "UINT8")
+        else:
+            made = self._planes((kept.astype(np.int16) - least).astype(np.uint8), bits)
         if mask is not None:
             flat = self._op("Reshape", [self._ones(mask), self._shape((-1,))])
-            places = self._op("CumSum", [flat, self._shared("axis", np.array(0, np.int64))])
+            places = self._op("CumSum", [self._cast(flat, "INT32"), self._shared("axis", np.array(0, np.int64))])
             made = self._op("Gather", [made, places])
-        return self._op("Reshape", [made, self._shape(values.shape)], name=ELEMENTS)
+        if bits == 32:
+            return self._op("Reshape", [made, self._shape(values.shape)], name=ELEMENTS)
+        made = self._op("Reshape", [made, self._shape(values.shape)])
+        if not least:
+            return self._cast(made, "INT32", name=ELEMENTS)
+        moved = self._constant("least", np.array(least, np.int32))
+        return self._op("Add", [self._cast(made, "INT32"), moved], name=ELEMENTS)
 
     def _ones(self, mask: Array) -> "onnx_ir.Value":
-        """The mask in int32."""
+        """The mask in uint8."""
         if self.ones is None:
             self.ones = self._op("Reshape", [self._planes(mask, 1), self._shape(mask.shape)], name=MASK)
         return self.ones
-
-    def _integers(self, values: Array, bits: int) -> "onnx_ir.Value":
-        """Integers in int32, stored in a type of `bits` if there is one, else in planes."""
-        if bits in WHOLE:
-            return self._whole(values, bits)
-        least = -(2 ** (bits - 1)) if values.dtype == np.int8 else 0
-        made = self._planes((values.astype(np.int16) - least).astype(np.uint8), bits)
-        return self._op("Add", [made, self._constant("least", np.array(least, np.int32))]) if least else made
-
-    def _whole(self, values: Array, bits: int, name: str = "") -> "onnx_ir.Value":
-        import onnx_ir
-
-        return self._op("Cast", [self._stored(values, bits)], {"to": onnx_ir.DataType.INT32}, name=name)
 
     def _lookup(self, indices: Array, table: Array, bits: int, mask: Array | None) -> "onnx_ir.Value":
         """`Gather` from all tables laid end to end."""
@@ -147,28 +149,32 @@ class _Dense:
         return value
 
     def _planes(self, values: Array, bits: int) -> "onnx_ir.Value":
-        """uint8 values below 2**bits, stored as so many planes of one bit, put together again in int32."""
-        import onnx_ir
-
+        """uint8 values below 2**bits in a row, stored as so many planes of one bit: a byte's eight elements are looked
+        up in a table, which takes onnxruntime an eighth of the time that shifting and masking them does."""
         padded = np.zeros(-(-values.size // 8) * 8, np.uint8)
         padded[: values.size] = values.reshape(-1)
-        planes = np.stack([np.packbits(padded >> plane & 1, bitorder="little") for plane in range(bits)], 1)
-        bytes_ = self._constant("planes", planes[:, None, :])
-        shifts = self._shared("shifts", np.arange(8, dtype=np.uint8)[None, :, None])
-        single = self._shared("one", np.array(1, np.uint8))
-        spread = self._op("BitwiseAnd", [self._op("BitShift", [bytes_, shifts], {"direction": "RIGHT"}), single])
-        weights = self._shared("powers", 2 ** np.arange(bits, dtype=np.int32))
-        whole = self._op("Mul", [self._op("Cast", [spread], {"to": onnx_ir.DataType.INT32}), weights])
-        summed = self._op("ReduceSum", [whole, self._shape((2,))], {"keepdims": 0})
-        flat = self._op("Reshape", [summed, self._shape((-1,))])
+        planes = np.stack([np.packbits(padded >> plane & 1, bitorder="little") for plane in range(bits)])
+        bytes_ = self._cast(self._constant("planes", planes), "INT32")
+        octets = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        table = self.graph.initializers.get("all.octets") or constant(self.graph, "all.octets", octets)
+        whole = None
+        for plane in range(bits):
+            row = self._op("Gather", [bytes_, self._shared("plane", np.array(plane, np.int64))])
+            spread = self._op("Gather", [table, row])
+            if plane:
+                places = self._shared("places", np.array(plane, np.uint8))
+                spread = self._op("BitShift", [spread, places], {"direction": "LEFT"})
+            whole = spread if whole is None else self._op("BitwiseOr", [whole, spread])
+        assert whole is not None
+        flat = self._op("Reshape", [whole, self._shape((-1,))])
         if padded.size != values.size:
             flat = self._op("Slice", [flat, self._shape((0,)), self._shape((values.size,))])
         return flat
 
-    def _cast(self, value: "onnx_ir.Value", name: str = "") -> "onnx_ir.Value":
+    def _cast(self, value: "onnx_ir.Value", to: str = "FLOAT", name: str = "") -> "onnx_ir.Value":
         import onnx_ir
 
-        return self._op("Cast", [value], {"to": onnx_ir.DataType.FLOAT}, name=name)
+        return self._op("Cast", [value], {"to": onnx_ir.DataType[to]}, name=name)
 
     def _shape(self, sizes: Sequence[int]) -> "onnx_ir.Value":
         return self._shared("shape", np.array(sizes, np.int64))

@@ -107,7 +107,7 @@ class _Reader:
             return 32
         planes = [self._array(name) for name in names if name.endswith(".planes")]
         whole = [self._array(name) for name in names if name.endswith(".q")]
-        return _bits(whole[0]) if whole else max(array.shape[-1] for array in planes)
+        return _bits(whole[0]) if whole else max(map(len, planes))
 
     def _value(self, name: str) -> Array:
         """What a constant value is."""
