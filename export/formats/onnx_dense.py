@@ -88,26 +88,28 @@ class _Dense:
         if mask is None and bits in WHOLE:
             return self._cast(self._stored(values, bits), "INT32", name=ELEMENTS)
         kept = values if mask is None else np.concatenate([values.reshape(-1)[:1] * 0, values[mask > 0]])
-        least = -(2 ** (bits - 1)) if kept.dtype == np.int8 and bits not in WHOLE else 0
-        if bits == 32:
-            made = self._constant("values", kept)
-        elif bits == 8:
-            made = self._stored(kept, bits)
-        elif bits == 4:
-            made = self._cast(self._stored(kept, bits), "INT8" if kept.dtype == np.int8 else "UINT8")
-        else:
-            made = self._planes((kept.astype(np.int16) - least).astype(np.uint8), bits)
+        made, least = self._narrow(kept, bits)
         if mask is not None:
             flat = self._op("Reshape", [self._ones(mask), self._shape((-1,))])
             places = self._op("CumSum", [self._cast(flat, "INT32"), self._shared("axis", np.array(0, np.int64))])
             made = self._op("Gather", [made, places])
+        shape = self._shape(values.shape)
         if bits == 32:
-            return self._op("Reshape", [made, self._shape(values.shape)], name=ELEMENTS)
-        made = self._op("Reshape", [made, self._shape(values.shape)])
-        if not least:
-            return self._cast(made, "INT32", name=ELEMENTS)
-        moved = self._constant("least", np.array(least, np.int32))
-        return self._op("Add", [self._cast(made, "INT32"), moved], name=ELEMENTS)
+            return self._op("Reshape", [made, shape], name=ELEMENTS)
+        made = self._cast(self._op("Reshape", [made, shape]), "INT32", name="" if least else ELEMENTS)
+        if least:
+            made = self._op("Add", [made, self._constant("least", np.array(least, np.int32))], name=ELEMENTS)
+        return made
+
+    def _narrow(self, values: Array, bits: int) -> "tuple[onnx_ir.Value, int]":
+        """Integers of a byte each, or floats, and what is to be added to them."""
+        if bits == 32:
+            return self._constant("values", values), 0
+        if bits in WHOLE:
+            stored = self._stored(values, bits)
+            return stored if bits == 8 else self._cast(stored, values.dtype.name.upper()), 0
+        least = -(2 ** (bits - 1)) if values.dtype == np.int8 else 0
+        return self._planes((values.astype(np.int16) - least).astype(np.uint8), bits), least
 
     def _ones(self, mask: Array) -> "onnx_ir.Value":
         """The mask in uint8."""
