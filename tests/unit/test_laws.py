@@ -39,6 +39,7 @@ ALLOWED = {
     # Programs of their own, which show progress as the command line does.
     ("benchmarks/versus/__main__.py", "handheld.console"),
     ("benchmarks/versus/quantized/__main__.py", "handheld.console"),
+    ("benchmarks/versus/qat.py", "handheld.console"),
     ("benchmarks/coreml.py", "handheld.console"),
     ("benchmarks/quantize.py", "handheld.console"),
     ("benchmarks/strategies.py", "handheld.console"),
